@@ -1,0 +1,65 @@
+"""One publish/subscribe contract over several brokers. See ``docs/broker.md``."""
+
+from .clock import ManualClock, SystemClock
+from .connect import Broker, connect
+from .errors import (
+    BrokerError,
+    Closed,
+    DeadlineExceeded,
+    InvalidMessage,
+    LeaseLost,
+    MessageTooLarge,
+    NotFound,
+    PermissionDenied,
+    PublishError,
+    Unavailable,
+)
+from .message import Capabilities, Delivery, GroupStats, Message, Receipt
+from .processing.batcher import Batching
+from .processing.dead_letter import OPERATORS, dead_letter_topic
+from .processing.loop import Handler, Totals
+from .processing.outcomes import Done, Outcome, Reject, Retry, RetryPolicy
+from .subscription import Subscription
+
+__all__ = [
+    "OPERATORS",
+    "Batching",
+    "Broker",
+    "BrokerError",
+    "Capabilities",
+    "Closed",
+    "DeadlineExceeded",
+    "Delivery",
+    "Done",
+    "GroupStats",
+    "Handler",
+    "InvalidMessage",
+    "LeaseLost",
+    "ManualClock",
+    "Message",
+    "MessageTooLarge",
+    "NotFound",
+    "Outcome",
+    "PermissionDenied",
+    "PublishError",
+    "Receipt",
+    "Reject",
+    "Retry",
+    "RetryPolicy",
+    "Subscription",
+    "SystemClock",
+    "Totals",
+    "Unavailable",
+    "connect",
+    "connect_blocking",
+    "dead_letter_topic",
+]
+
+
+def __getattr__(name: str) -> object:
+    # anyio is imported only by those who use the blocking form.
+    if name == "connect_blocking":
+        from .blocking import connect_blocking
+
+        return connect_blocking
+    raise AttributeError(f"module 'broker' has no attribute {name!r}")

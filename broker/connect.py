@@ -1,0 +1,242 @@
+"""``connect`` picks a driver by URL; ``Broker`` is what every backend looks like."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import re
+from collections.abc import AsyncIterator, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+from urllib.parse import parse_qsl, urlsplit
+
+from .drivers.base import Driver, Order, Start
+from .errors import BrokerError, Closed, PublishError
+from .limits import check_message
+from .message import Capabilities, Delivery, GroupStats, Message, Receipt
+from .processing.batcher import Batching
+from .processing.outcomes import RetryPolicy
+from .subscription import MAX_BYTES, MAX_IN_FLIGHT, Limits, Subscription
+
+if TYPE_CHECKING:
+    from .processing.loop import Handler, Totals
+
+# Scheme to "module:factory"; a factory takes (url, options) and is imported on first use.
+_DRIVERS = {
+    "memory": "broker.drivers.memory:from_url",
+    "sqlite": "broker.drivers.sqlite:from_url",
+}
+_SEND_CHUNK = 1000
+# What Kafka topics (249 characters) and Pub/Sub names (a letter first) both take, with room for ".dlq".
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,119}")
+
+
+def connect(url: str | None = None) -> Broker:
+    """Return a broker to be opened with ``async with``.
+
+    Args:
+        url: ``sqlite:///relative.db``, ``sqlite:////absolute.db`` or ``memory://name``; backend options
+            follow as a query (``?lease=5``). None reads ``BROKER_URL`` or ``BROKER_BACKEND``.
+
+    Raises:
+        ValueError: the URL or a variable does not work; the text says which, and what would.
+    """
+    origin = "connect()"
+    if url is None:
+        from .settings import broker_url
+
+        url, origin = broker_url(), "BROKER_URL"
+    scheme = urlsplit(url).scheme
+    if scheme not in _DRIVERS:
+        known = ", ".join(f"{name}://" for name in sorted(_DRIVERS))
+        raise ValueError(f"{origin}: {url!r} names no backend that is known here; known are {known}")
+    module, factory = _DRIVERS[scheme].split(":")
+    try:
+        options = dict(parse_qsl(urlsplit(url).query, strict_parsing=bool(urlsplit(url).query)))
+        driver: Driver = getattr(importlib.import_module(module), factory)(url, options)
+    except ValueError as error:
+        raise ValueError(f"{origin}: {url!r}: {error}") from None
+    return Broker(driver)
+
+
+class Broker:
+    """Publish and subscribe on one backend. Open it with ``async with``.
+
+    Args:
+        driver: any object that satisfies ``broker.drivers.base.Driver``.
+    """
+
+    def __init__(self, driver: Driver) -> None:
+        self._driver = driver
+        self._opened = False
+
+    async def __aenter__(self) -> Self:
+        await self._driver.open()
+        self._opened = True
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the backend promises."""
+        return self._driver.capabilities
+
+    async def aclose(self) -> None:
+        """Release the connection. A second call does nothing."""
+        if self._opened:
+            self._opened = False
+            await self._driver.aclose()
+
+    async def ensure(
+        self, topic: str, group: str | None = None, *, partitions: int = 12, start: Start = "earliest"
+    ) -> None:
+        """Create topic and group where they are missing; the one call that does.
+
+        A group sees everything stored after its ``ensure``; with ``start="earliest"`` also what the
+        backend still keeps, where ``capabilities.history`` says so.
+
+        Args:
+            topic: letters, digits and ``. _ -``, a letter first, at most 120.
+            group: as for ``topic``; None creates the topic alone.
+            partitions: of a new topic, on backends that have them.
+            start: where a new group begins.
+        """
+        if start not in ("earliest", "latest"):
+            raise ValueError(f"start must be 'earliest' or 'latest', not {start!r}")
+        if partitions < 1:
+            raise ValueError(f"partitions must be at least 1, not {partitions}")
+        driver = self._ready(topic, group)
+        await driver.admin.ensure(topic, group, partitions, start)
+
+    async def publish(self, topic: str, messages: Sequence[Message]) -> list[Receipt]:
+        """Store messages; return once the broker has stored every one of them.
+
+        Returns:
+            One receipt for each message, in order.
+
+        Raises:
+            PublishError: some are not stored; ``failed`` maps their ids to errors, all others are stored.
+            NotFound: the topic was never ensured; nothing is stored.
+        """
+        driver = self._ready(topic)
+        if isinstance(messages, Message) or not all(isinstance(each, Message) for each in messages):
+            raise TypeError("publish takes a list of Message")
+        failed: dict[str, BrokerError] = {}
+        valid: list[Message] = []
+        for message in messages:
+            problem = check_message(message, driver.capabilities)
+            if problem is None:
+                valid.append(message)
+            else:
+                failed[message.id] = problem
+        receipts: list[Receipt] = []
+        for first in range(0, len(valid), _SEND_CHUNK):
+            chunk = valid[first : first + _SEND_CHUNK]
+            for message, answer in zip(chunk, await driver.send(topic, chunk), strict=True):
+                if isinstance(answer, Receipt):
+                    receipts.append(answer)
+                else:
+                    failed[message.id] = answer
+        if failed:
+            raise PublishError(failed)
+        return receipts
+
+    def subscribe(
+        self,
+        topic: str,
+        *,
+        group: str,
+        max_in_flight: int = MAX_IN_FLIGHT,
+        max_bytes: int = MAX_BYTES,
+        order: Order = "none",
+    ) -> Subscription:
+        """Return a member of ``group``, to be opened with ``async with``.
+
+        Args:
+            topic: ensured before.
+            group: ensured before.
+            max_in_flight: most unsettled deliveries; intake pauses there.
+            max_bytes: most bytes of unsettled bodies; intake pauses there.
+            order: ``"key"``: a message comes only after the one before it with the same key is acked.
+
+        Raises:
+            ValueError: the backend cannot keep this order.
+        """
+        driver = self._ready(topic, group)
+        if order not in driver.capabilities.order:
+            can = ", ".join(sorted(driver.capabilities.order))
+            raise ValueError(f"order={order!r}: the {driver.capabilities.backend} backend can keep: {can}")
+        return Subscription(driver, topic, group, Limits(max_in_flight, max_bytes), order)
+
+    async def process(
+        self,
+        topic: str,
+        *,
+        group: str,
+        handler: Handler,
+        batch: Batching | None = None,
+        retry: RetryPolicy | None = None,
+        dead_letter: bool = True,
+        stop: asyncio.Event | None = None,
+        drain_timeout: float = 25.0,
+    ) -> Totals:
+        """Run ``handler`` over the messages of a topic, in micro-batches, until cancelled or drained.
+
+        The handler is called with a list of deliveries and returns one outcome for each: ``Done()``,
+        ``Retry(error)`` or ``Reject(reason)``. When it raises, the batch is bisected and only the isolated
+        raiser is blamed. When it raises ``Unavailable`` nobody is blamed: intake pauses and the same batch
+        is tried again with backoff. Settling happens here and nowhere else.
+
+        Args:
+            topic: ensured before.
+            group: ensured before.
+            handler: ``async def handler(deliveries) -> outcomes``.
+            batch: size, wait and cost of a batch.
+            retry: how often and how soon a failed message comes again.
+            dead_letter: send what cannot succeed to ``<topic>.<group>.dlq``, created together with its
+                standing group ``operators`` before the first message is taken. False drops it, logged.
+            stop: set it to drain: intake ends, what is held is finished, the call returns.
+            drain_timeout: seconds that a drain may take; then the rest is handed back.
+
+        Returns:
+            What became of the messages.
+
+        Raises:
+            NotFound: topic or group was never ensured, or is gone.
+            DeadlineExceeded: the drain took too long; the rest was handed back.
+        """
+        from .processing.loop import Processor
+
+        processor = Processor(self, topic, group, handler, batch or Batching(), retry or RetryPolicy())
+        return await processor.run(dead_letter, stop or asyncio.Event(), drain_timeout)
+
+    async def stats(self, topic: str, group: str) -> GroupStats:
+        """Count what ``group`` has before it.
+
+        Raises:
+            NotFound: topic or group was never ensured.
+        """
+        return await self._ready(topic, group).admin.stats(topic, group)
+
+    async def browse(self, topic: str, group: str) -> AsyncIterator[Delivery]:
+        """Show what ``group`` has not settled, oldest first; leases, hides and ages nothing.
+
+        Raises:
+            NotFound: topic or group was never ensured.
+        """
+        async for delivery in self._ready(topic, group).admin.browse(topic, group):
+            yield delivery
+
+    def _ready(self, topic: str, group: str | None = None) -> Driver:
+        for what, name in (("topic", topic), ("group", group)):
+            if name is not None and not _NAME.fullmatch(name):
+                raise ValueError(
+                    f"{what} {name!r}: a name is a letter, then letters, digits and . _ -, 120 at most"
+                )
+        if not self._opened:
+            raise Closed("the broker is not open; use `async with connect(...) as broker`")
+        return self._driver

@@ -1,0 +1,124 @@
+"""The seam: what a backend implements. Everything else is written once, above it.
+
+Six methods move data: ``send``, ``receive``, ``settle``, ``extend``, ``forward``, ``flush``. The second
+protocol, ``Admin``, looks after topics and groups. A driver never retries, never batches for its own
+sake and never decides a message's fate; it maps every error of its SDK to ``broker.errors``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Literal, Protocol
+
+from ..clock import Clock
+from ..errors import BrokerError
+from ..message import Capabilities, Delivery, GroupStats, Message, Receipt, Redelivery
+
+Order = Literal["none", "key"]
+Start = Literal["earliest", "latest"]
+
+
+class SubscriptionDriver(Protocol):
+    """One member of one group. Calls may overlap, except ``receive`` with itself."""
+
+    async def receive(self, max_messages: int, max_bytes: int, timeout: float) -> list[Delivery]:
+        """Lease up to ``max_messages`` and ``max_bytes``; ``[]`` after ``timeout`` seconds.
+
+        A first message over ``max_bytes`` comes alone. Returns as soon as anything is there.
+
+        Raises:
+            NotFound: topic or group does not exist.
+            BrokerError: mapped from the SDK.
+        """
+        ...
+
+    async def settle(
+        self, acks: Sequence[Delivery], releases: Sequence[Delivery], retries: Sequence[Redelivery]
+    ) -> list[Delivery]:
+        """Persist verdicts; return those that this member no longer held (nothing was done to them)."""
+        ...
+
+    async def extend(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
+        """Renew leases for ``capabilities.lease`` seconds; return those that were already lost."""
+        ...
+
+    async def forward(self, delivery: Delivery, topic: str, extra: Mapping[str, str]) -> None:
+        """Store a copy of the native record in ``topic`` with ``extra`` attributes; do not settle.
+
+        Where the backend can, doing it twice for one record stores one copy.
+        """
+        ...
+
+    async def flush(self) -> None:
+        """Make every verdict that ``settle`` accepted durable."""
+        ...
+
+    async def aclose(self) -> None:
+        """Leave the group. Whatever is still held comes again elsewhere."""
+        ...
+
+
+class Admin(Protocol):
+    """Topics and groups."""
+
+    async def ensure(self, topic: str, group: str | None, partitions: int, start: Start) -> None:
+        """Create what is missing; change nothing that exists."""
+        ...
+
+    async def stats(self, topic: str, group: str) -> GroupStats:
+        """Count what a group has before it.
+
+        Raises:
+            NotFound: topic or group does not exist.
+        """
+        ...
+
+    def browse(self, topic: str, group: str) -> AsyncIterator[Delivery]:
+        """Show what ``group`` has not settled, oldest first; leases, hides and ages nothing.
+
+        Raises:
+            NotFound: topic or group does not exist.
+        """
+        ...
+
+
+class Driver(Protocol):
+    """A connection to one backend.
+
+    Attributes:
+        capabilities: what it promises.
+        clock: what its leases and delays are measured by.
+        admin: its topics and groups.
+    """
+
+    capabilities: Capabilities
+    clock: Clock
+    admin: Admin
+
+    async def open(self) -> None:
+        """Connect.
+
+        Raises:
+            BrokerError: the backend cannot be used; the text says what to do.
+        """
+        ...
+
+    async def send(self, topic: str, messages: Sequence[Message]) -> list[Receipt | BrokerError]:
+        """Store messages in order; one receipt or error for each, in the same order.
+
+        Raises:
+            NotFound: the topic does not exist; nothing was stored.
+        """
+        ...
+
+    async def subscribe(self, topic: str, group: str, order: Order) -> SubscriptionDriver:
+        """Join a group.
+
+        Raises:
+            NotFound: topic or group does not exist.
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """Release the connection."""
+        ...

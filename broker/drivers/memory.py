@@ -1,0 +1,328 @@
+"""A queue inside this process: for tests, and for services that want the contract without a broker.
+
+Everything is lost with the process. Leases, redelivery and delays are those of the other backends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from urllib.parse import urlsplit
+
+from ..clock import Clock, SystemClock
+from ..errors import BrokerError, LeaseLost, NotFound
+from ..message import Capabilities, Delivery, GroupStats, Message, Receipt, Redelivery, utc_now
+from .base import Order, Start
+from .options import take_seconds
+
+# Settled messages that a later group can still see; older ones are dropped to bound memory.
+_KEPT = 100_000
+
+
+@dataclass(slots=True)
+class _Pending:
+    """A message that a group took from the log and has not settled.
+
+    Attributes:
+        available_at: end of its lease or of its delay.
+        failures: recorded failures.
+        token: identifies the lease; None while nobody holds one.
+    """
+
+    available_at: float
+    failures: int = 0
+    token: int | None = None
+
+
+@dataclass(slots=True)
+class _Group:
+    """Everything up to ``cursor`` was taken from the log; what is not settled of it is in ``pending``."""
+
+    start: int
+    cursor: int
+    pending: dict[int, _Pending] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Topic:
+    log: dict[int, Message] = field(default_factory=dict)
+    last: int = 0
+    groups: dict[str, _Group] = field(default_factory=dict)
+
+    def append(self, message: Message) -> int:
+        self.last += 1
+        self.log[self.last] = message
+        return self.last
+
+    def trim(self) -> None:
+        """Drop the oldest messages that every group has settled, beyond ``_KEPT``."""
+        while len(self.log) > _KEPT and self.groups:
+            oldest = next(iter(self.log))
+            if any(oldest > each.cursor or oldest in each.pending for each in self.groups.values()):
+                return
+            del self.log[oldest]
+
+
+@dataclass(frozen=True, slots=True)
+class _Lease:
+    seq: int
+    token: int
+
+
+class MemoryStore:
+    """The topics of one queue; safe to use from several threads and event loops."""
+
+    def __init__(self) -> None:
+        self.topics: dict[str, _Topic] = {}
+        self.lock = threading.Lock()
+        self.tokens = itertools.count(1)
+        self._waiting: set[Callable[[], object]] = set()
+
+    def topic(self, name: str) -> _Topic:
+        if name not in self.topics:
+            raise NotFound(f"topic {name!r} does not exist; create it with `await broker.ensure({name!r})`")
+        return self.topics[name]
+
+    def group(self, topic: str, name: str) -> _Group:
+        groups = self.topic(topic).groups
+        if name not in groups:
+            raise NotFound(
+                f"group {name!r} of topic {topic!r} does not exist; create it with"
+                f" `await broker.ensure({topic!r}, group={name!r})`"
+            )
+        return groups[name]
+
+    @contextlib.contextmanager
+    def calling(self, wake: Callable[[], object]) -> Iterator[None]:
+        """Have ``wake`` called after every change while the context lasts."""
+        self._waiting.add(wake)
+        try:
+            yield
+        finally:
+            self._waiting.discard(wake)
+
+    def changed(self) -> None:
+        for wake in tuple(self._waiting):
+            # The event loop of a waiter may have ended meanwhile.
+            with contextlib.suppress(RuntimeError):
+                wake()
+
+
+class MemorySubscription:
+    """One member of one group."""
+
+    def __init__(self, driver: MemoryDriver, topic: str, group: str, order: Order) -> None:
+        self._driver = driver
+        self._store = driver.store
+        self._topic = topic
+        self._group = group
+        self._order = order
+
+    async def receive(self, max_messages: int, max_bytes: int, timeout: float) -> list[Delivery]:
+        changed = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        with self._store.calling(lambda: loop.call_soon_threadsafe(changed.set)):
+            deadline = loop.time() + timeout
+            while True:
+                changed.clear()
+                deliveries = self._claim(max_messages, max_bytes)
+                remaining = deadline - loop.time()
+                if deliveries or remaining <= 0:
+                    return deliveries
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(changed.wait(), min(remaining, self._until_due()))
+
+    async def settle(
+        self, acks: Sequence[Delivery], releases: Sequence[Delivery], retries: Sequence[Redelivery]
+    ) -> list[Delivery]:
+        now = self._driver.clock.now()
+        lost: list[Delivery] = []
+        with self._store.lock:
+            pending = self._store.group(self._topic, self._group).pending
+            for each in acks:
+                if self._held(pending, each, lost):
+                    del pending[each.receipt.seq]
+            for each in releases:
+                if held := self._held(pending, each, lost):
+                    held.available_at, held.token = now, None
+            for retry in retries:
+                if held := self._held(pending, retry.delivery, lost):
+                    held.available_at, held.token = now + retry.delay, None
+                    held.failures = retry.attempt - 1
+            self._store.topic(self._topic).trim()
+        self._store.changed()
+        return lost
+
+    async def extend(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
+        until = self._driver.clock.now() + self._driver.capabilities.lease
+        lost: list[Delivery] = []
+        with self._store.lock:
+            pending = self._store.group(self._topic, self._group).pending
+            for each in deliveries:
+                if held := self._held(pending, each, lost):
+                    held.available_at = until
+        return lost
+
+    async def forward(self, delivery: Delivery, topic: str, extra: Mapping[str, str]) -> None:
+        with self._store.lock:
+            lost: list[Delivery] = []
+            if not self._held(self._store.group(self._topic, self._group).pending, delivery, lost):
+                raise LeaseLost([delivery.message.id])
+            message = self._store.topic(self._topic).log[delivery.receipt.seq]
+            copy = replace(message, attributes={**message.attributes, **extra})
+            self._store.topic(topic).append(copy)
+        self._store.changed()
+
+    async def flush(self) -> None:
+        return
+
+    async def aclose(self) -> None:
+        return
+
+    def _claim(self, max_messages: int, max_bytes: int) -> list[Delivery]:
+        now = self._driver.clock.now()
+        token = next(self._store.tokens)
+        received_at = utc_now()
+        taken: list[Delivery] = []
+        with self._store.lock:
+            topic = self._store.topic(self._topic)
+            group = self._store.group(self._topic, self._group)
+            room = max_bytes
+            for seq in self._candidates(topic, group, now):
+                message = topic.log[seq]
+                if len(taken) == max_messages or (taken and len(message.data) > room):
+                    break
+                room -= len(message.data)
+                held = group.pending.setdefault(seq, _Pending(now))
+                group.cursor = max(group.cursor, seq)
+                held.available_at, held.token = now + self._driver.capabilities.lease, token
+                lease = _Lease(seq, token)
+                taken.append(Delivery(message, self._topic, held.failures + 1, received_at, lease))
+        return taken
+
+    def _candidates(self, topic: _Topic, group: _Group, now: float) -> Iterator[int]:
+        """Yield what may be handed over now: what came back first, then the log from the cursor on."""
+        blocked: set[str] = set()
+        for seq in sorted(group.pending):
+            key = topic.log[seq].key if self._order == "key" else None
+            if group.pending[seq].available_at <= now and key not in blocked:
+                yield seq
+            if key is not None:
+                blocked.add(key)
+        for seq in range(group.cursor + 1, topic.last + 1):
+            key = topic.log[seq].key if self._order == "key" else None
+            if key is not None and key in blocked:
+                # It waits its turn among the pending, so that the cursor can pass it.
+                group.pending[seq] = _Pending(now)
+                group.cursor = seq
+                continue
+            if key is not None:
+                blocked.add(key)
+            yield seq
+
+    def _until_due(self) -> float:
+        """Return the seconds until a lease or a delay ends."""
+        now = self._driver.clock.now()
+        with self._store.lock:
+            pending = self._store.group(self._topic, self._group).pending
+            later = (each.available_at for each in pending.values() if each.available_at > now)
+            return max(0.001, min(later, default=now + 60.0) - now)
+
+    @staticmethod
+    def _held(pending: dict[int, _Pending], delivery: Delivery, lost: list[Delivery]) -> _Pending | None:
+        """Return the entry if this delivery's lease is the current one, else note it as lost."""
+        entry = pending.get(delivery.receipt.seq)
+        if entry is None or entry.token != delivery.receipt.token:
+            lost.append(delivery)
+            return None
+        return entry
+
+
+class MemoryDriver:
+    """Connection to a ``MemoryStore``.
+
+    Args:
+        store: shared by everyone who is to see the same messages.
+        lease: seconds after which an unsettled delivery of a dead member comes again.
+        clock: what leases and delays are measured by.
+    """
+
+    def __init__(self, store: MemoryStore, lease: float = 30.0, clock: Clock | None = None) -> None:
+        self.store = store
+        self.clock: Clock = clock or SystemClock()
+        self.admin = self
+        self.capabilities = Capabilities(
+            backend="memory",
+            shared=False,
+            durable=False,
+            history=True,
+            order=frozenset({"none", "key"}),
+            lease=lease,
+            max_delay=7 * 86_400.0,
+            max_message_bytes=64 * 1024 * 1024,
+            max_attributes=1000,
+            max_attribute_bytes=64 * 1024,
+        )
+
+    async def open(self) -> None:
+        return
+
+    async def aclose(self) -> None:
+        return
+
+    async def send(self, topic: str, messages: Sequence[Message]) -> list[Receipt | BrokerError]:
+        with self.store.lock:
+            log = self.store.topic(topic)
+            receipts: list[Receipt | BrokerError] = [
+                Receipt(message.id, topic, str(log.append(message))) for message in messages
+            ]
+        self.store.changed()
+        return receipts
+
+    async def subscribe(self, topic: str, group: str, order: Order) -> MemorySubscription:
+        self.store.group(topic, group)
+        return MemorySubscription(self, topic, group, order)
+
+    async def ensure(self, topic: str, group: str | None, partitions: int, start: Start) -> None:
+        with self.store.lock:
+            log = self.store.topics.setdefault(topic, _Topic())
+            if group is not None and group not in log.groups:
+                position = log.last if start == "latest" else next(iter(log.log), log.last + 1) - 1
+                log.groups[group] = _Group(position, position)
+
+    async def stats(self, topic: str, group: str) -> GroupStats:
+        now = self.clock.now()
+        with self.store.lock:
+            log, state = self.store.topic(topic), self.store.group(topic, group)
+            waiting = [each for each in state.pending.values() if each.available_at > now]
+            in_flight = sum(each.token is not None for each in waiting)
+            return GroupStats(
+                published=log.last - state.start,
+                settled=state.cursor - state.start - len(state.pending),
+                in_flight=in_flight,
+                delayed=len(waiting) - in_flight,
+                ready=len(state.pending) - len(waiting) + log.last - state.cursor,
+            )
+
+    async def browse(self, topic: str, group: str) -> AsyncIterator[Delivery]:
+        with self.store.lock:
+            log, state = self.store.topic(topic), self.store.group(topic, group)
+            failures = {seq: each.failures for seq, each in state.pending.items()}
+            failures.update(dict.fromkeys(range(state.cursor + 1, log.last + 1), 0))
+            seen = [(log.log[seq], failures[seq]) for seq in sorted(failures)]
+        for message, failed in seen:
+            yield Delivery(message, topic, failed + 1, utc_now())
+
+
+_stores: dict[str, MemoryStore] = {}
+
+
+def from_url(url: str, options: Mapping[str, str]) -> MemoryDriver:
+    """Open ``memory://name``; everyone in this process who names it shares it, for as long as it runs."""
+    seconds = take_seconds(options, {"lease": 30.0})
+    parts = urlsplit(url)
+    return MemoryDriver(_stores.setdefault(parts.netloc + parts.path, MemoryStore()), seconds["lease"])

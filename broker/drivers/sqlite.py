@@ -1,0 +1,185 @@
+"""A durable queue in one SQLite file, for many processes of one host: the embedded default.
+
+Publishing appends to ``messages``. A group is a cursor into that log; what it took and has not settled
+stands in ``pending`` with a token and the time at which its lease or its delay ends. Settling and renewing
+compare the token, so a member that lost its lease changes nothing.
+
+What was published or forwarded is on disk (fsync) when the call returns. Verdicts survive the death of
+every process at once, and a power cut after ``flush`` or half a second; a lost verdict delivers again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+from urllib.parse import unquote, urlsplit
+
+from ..clock import Clock, SystemClock
+from ..errors import BrokerError, Closed
+from ..message import Capabilities, Delivery, GroupStats, Message, Receipt, Redelivery
+from .base import Order, Start
+from .options import take_seconds
+from .sqlite_store import Membership, SqliteStore
+
+T = TypeVar("T")
+
+# An idle member looks for news this often; a look costs about 20 microseconds.
+_POLL_S = 0.005
+_POLL_IDLE_S = 0.03
+_BROWSE_PAGE = 200
+
+
+class SqliteDriver:
+    """Connection to one queue file.
+
+    Args:
+        path: created when missing.
+        lease: seconds after which an unsettled delivery of a dead member comes again.
+        retention: seconds that a message is kept after every group has settled it, for later groups.
+        clock: shared by all processes of the file, so it follows the wall clock.
+    """
+
+    def __init__(
+        self, path: Path, lease: float = 10.0, retention: float = 7 * 86_400.0, clock: Clock | None = None
+    ) -> None:
+        self.clock: Clock = clock or SystemClock(time.time)
+        self.admin = self
+        self.capabilities = Capabilities(
+            backend="sqlite",
+            shared=True,
+            durable=True,
+            history=True,
+            order=frozenset({"none", "key"}),
+            lease=lease,
+            max_delay=7 * 86_400.0,
+            max_message_bytes=64 * 1024 * 1024,
+            max_attributes=1000,
+            max_attribute_bytes=64 * 1024,
+        )
+        self._path = path
+        self._retention = retention
+        self._store: SqliteStore | None = None
+        # sqlite3 blocks; one thread serves the connection, and its queue keeps the calls in order.
+        self._thread: ThreadPoolExecutor | None = None
+
+    async def open(self) -> None:
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="sqlite queue")
+        try:
+            forget_before = self.clock.now() - self._retention
+            self._store = await self._in_thread(lambda: SqliteStore(self._path, forget_before))
+        except BaseException:
+            self._thread.shutdown()
+            raise
+
+    async def aclose(self) -> None:
+        store, self._store = self._store, None
+        if store is not None and self._thread is not None:
+            await self._in_thread(store.close)
+            self._thread.shutdown()
+
+    async def send(self, topic: str, messages: Sequence[Message]) -> list[Receipt | BrokerError]:
+        positions = await self.run(lambda store: store.append(topic, messages, self.clock.now()))
+        return [
+            Receipt(message.id, topic, str(position))
+            for message, position in zip(messages, positions, strict=True)
+        ]
+
+    async def subscribe(self, topic: str, group: str, order: Order) -> SqliteSubscription:
+        return SqliteSubscription(
+            self, await self.run(lambda store: store.member(topic, group, by_key=order == "key"))
+        )
+
+    async def ensure(self, topic: str, group: str | None, partitions: int, start: Start) -> None:
+        await self.run(lambda store: store.ensure(topic, group, partitions, start == "earliest"))
+
+    async def stats(self, topic: str, group: str) -> GroupStats:
+        return await self.run(lambda store: store.stats(store.member(topic, group), self.clock.now()))
+
+    async def browse(self, topic: str, group: str) -> AsyncIterator[Delivery]:
+        member = await self.run(lambda store: store.member(topic, group))
+        after = 0
+        while page := await self.run(lambda store: store.browse(member, after, _BROWSE_PAGE)):  # noqa: B023
+            for delivery in page:
+                yield delivery
+            after = page[-1].receipt.seq
+
+    async def run(self, call: Callable[[SqliteStore], T]) -> T:
+        """Run ``call`` in the connection's thread. It runs to its end even if the caller is cancelled."""
+        store = self._store
+        if store is None:
+            raise Closed(f"the queue {self._path} is not open")
+        return await self._in_thread(lambda: call(store))
+
+    async def _in_thread(self, call: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, call)
+
+
+class SqliteSubscription:
+    """One member of one group."""
+
+    def __init__(self, driver: SqliteDriver, member: Membership) -> None:
+        self._driver = driver
+        self._member = member
+
+    async def receive(self, max_messages: int, max_bytes: int, timeout: float) -> list[Delivery]:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        pause = _POLL_S
+        while True:
+            deliveries = await self._driver.run(lambda store: self._claim(store, max_messages, max_bytes))
+            remaining = deadline - loop.time()
+            if deliveries or remaining <= 0:
+                return deliveries
+            await asyncio.sleep(min(pause, remaining))
+            pause = min(pause * 1.2, _POLL_IDLE_S)
+
+    def _claim(self, store: SqliteStore, max_messages: int, max_bytes: int) -> list[Delivery]:
+        store.sync_if_due()
+        now = self._driver.clock.now()
+        if not store.has_news(self._member, now):
+            return []
+        token = secrets.randbits(62)
+        return store.claim(
+            self._member, (max_messages, max_bytes), now, self._driver.capabilities.lease, token
+        )
+
+    async def settle(
+        self, acks: Sequence[Delivery], releases: Sequence[Delivery], retries: Sequence[Redelivery]
+    ) -> list[Delivery]:
+        return await self._driver.run(
+            lambda store: store.settle(self._member, acks, releases, retries, self._driver.clock.now())
+        )
+
+    async def extend(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
+        until = self._driver.clock.now() + self._driver.capabilities.lease
+        return await self._driver.run(lambda store: store.extend(self._member, deliveries, until))
+
+    async def forward(self, delivery: Delivery, topic: str, extra: Mapping[str, str]) -> None:
+        await self._driver.run(
+            lambda store: store.forward(self._member, delivery, topic, extra, self._driver.clock.now())
+        )
+
+    async def flush(self) -> None:
+        await self._driver.run(lambda store: store.sync())
+
+    async def aclose(self) -> None:
+        return
+
+
+def from_url(url: str, options: Mapping[str, str]) -> SqliteDriver:
+    """Open ``sqlite:///relative/path.db`` or ``sqlite:////absolute/path.db``.
+
+    Options: ``lease`` and ``retention``, seconds.
+    """
+    parts = urlsplit(url)
+    if parts.netloc or len(parts.path) < 2:
+        raise ValueError(
+            "write sqlite:///relative.db (three slashes) or sqlite:////absolute.db (four slashes)"
+        )
+    seconds = take_seconds(options, {"lease": 10.0, "retention": 7 * 86_400.0})
+    return SqliteDriver(Path(unquote(parts.path[1:])), seconds["lease"], seconds["retention"])

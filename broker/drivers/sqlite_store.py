@@ -1,0 +1,304 @@
+"""What the queue file is asked to do. Blocking; one connection, one thread."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from ..errors import LeaseLost, NotFound
+from ..message import Delivery, GroupStats, Message, Redelivery, utc_now
+from .sqlite_file import QueueFile
+
+_FIELDS = "id, key, content_type, type, source, subject, time, attributes, data"
+_COLUMNS = ", ".join(f"m.{name.strip()}" for name in _FIELDS.split(","))
+# The first message of a key that this group has not settled; those behind it wait.
+_IN_TURN = """ AND NOT EXISTS (
+    SELECT 1 FROM pending q WHERE q.group_id = p.group_id AND q.key = p.key AND q.seq < p.seq)"""
+
+
+@dataclass(frozen=True, slots=True)
+class Membership:
+    """What one subscription reads: ids resolved once."""
+
+    topic: str
+    topic_id: int
+    group_id: int
+    by_key: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """Receipt of a delivery: the row and the token that must still stand there."""
+
+    seq: int
+    token: int
+
+
+class SqliteStore(QueueFile):
+    """The operations of a queue on one connection."""
+
+    def topic_id(self, topic: str) -> int:
+        """Return the id of a topic, or raise ``NotFound``."""
+        rows = self.query("SELECT topic_id FROM topics WHERE name = ?", (topic,))
+        if not rows:
+            raise NotFound(
+                f"topic {topic!r} does not exist in {self.path}; create it with"
+                f" `await broker.ensure({topic!r})`"
+            )
+        return int(rows[0][0])
+
+    def member(self, topic: str, group: str, *, by_key: bool = False) -> Membership:
+        """Return what a subscription reads, or raise ``NotFound``."""
+        topic_id = self.topic_id(topic)
+        rows = self.query("SELECT group_id FROM groups WHERE topic_id = ? AND name = ?", (topic_id, group))
+        if not rows:
+            raise NotFound(
+                f"group {group!r} of topic {topic!r} does not exist in {self.path}; create it with"
+                f" `await broker.ensure({topic!r}, group={group!r})`"
+            )
+        return Membership(topic, topic_id, int(rows[0][0]), by_key)
+
+    def ensure(self, topic: str, group: str | None, partitions: int, earliest: bool) -> None:
+        """Create what is missing."""
+        with self.transaction(durable=True):
+            self.db.execute(
+                "INSERT INTO topics (name, partitions) VALUES (?, ?) ON CONFLICT DO NOTHING",
+                (topic, partitions),
+            )
+            if group is not None:
+                bound = "min(seq) - 1" if earliest else "max(seq)"
+                self.db.execute(
+                    f"""INSERT INTO groups (topic_id, name, start, cursor)
+                        SELECT topic_id, ?, at, at FROM (SELECT topic_id, coalesce(
+                            (SELECT {bound} FROM messages m WHERE m.topic_id = t.topic_id),
+                            (SELECT max(seq) FROM messages), 0) AS at FROM topics t WHERE name = ?) WHERE true
+                        ON CONFLICT DO NOTHING""",  # noqa: S608 - two fixed texts
+                    (group, topic),
+                )
+
+    def append(self, topic: str, messages: Sequence[Message], now: float) -> list[int]:
+        """Store messages in order, all or none; return their positions."""
+        topic_id = self.topic_id(topic)
+        rows = [
+            (
+                topic_id, now, m.id, m.key, m.content_type, m.type, m.source, m.subject,
+                m.time.isoformat(), json.dumps(dict(m.attributes)) if m.attributes else "{}", m.data,
+            )
+            for m in messages
+        ]  # fmt: skip
+        with self.transaction(durable=True):
+            self.db.executemany(
+                f"INSERT INTO messages (topic_id, stored_at, {_FIELDS}) VALUES (?,?,?,?,?,?,?,?,?,?,?)",  # noqa: S608
+                rows,
+            )
+            last = int(self.db.execute("SELECT last_insert_rowid()").fetchone()[0])
+        return list(range(last - len(rows) + 1, last + 1))
+
+    def has_news(self, member: Membership, now: float) -> bool:
+        """Return whether ``claim`` would find anything; takes no lock.
+
+        Raises:
+            NotFound: the group is gone.
+        """
+        rows = self.query(
+            """SELECT EXISTS (SELECT 1 FROM pending WHERE group_id = g.group_id AND available_at <= ?)
+                   OR EXISTS (SELECT 1 FROM messages WHERE topic_id = g.topic_id AND seq > g.cursor)
+               FROM groups g WHERE group_id = ?""",
+            (now, member.group_id),
+        )
+        if not rows:
+            raise NotFound(f"the group of topic {member.topic!r} was deleted from {self.path}")
+        return bool(rows[0][0])
+
+    def claim(
+        self, member: Membership, limit: tuple[int, int], now: float, lease: float, token: int
+    ) -> list[Delivery]:
+        """Lease what came back first, then the log from the cursor on.
+
+        Args:
+            limit: most messages, most bytes.
+        """
+        with self.transaction(durable=False):
+            found = self._returned(member, limit[0], now)
+            cursor = self.db.execute(
+                "SELECT cursor FROM groups WHERE group_id = ?", (member.group_id,)
+            ).fetchone()[0]
+            found += self._unread(member, limit[0] - len(found), cursor, now)
+            taken = _within(found, limit[1])
+            self.db.executemany(
+                """INSERT INTO pending (group_id, seq, available_at, failures, token, key)
+                   VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET available_at = excluded.available_at, token = excluded.token""",
+                [
+                    (member.group_id, row[0], now + lease, row[1], token, row[3] if member.by_key else None)
+                    for row in taken
+                ],
+            )
+            if taken and taken[-1][0] > cursor:
+                self.db.execute(
+                    "UPDATE groups SET cursor = max(cursor, ?) WHERE group_id = ?",
+                    (taken[-1][0], member.group_id),
+                )
+        received_at = utc_now()
+        return [_delivery(row, member.topic, received_at, token) for row in taken]
+
+    def _returned(self, member: Membership, limit: int, now: float) -> list[Any]:
+        """Return rows whose lease or delay has ended."""
+        in_turn = _IN_TURN if member.by_key else ""
+        return self.db.execute(
+            f"""SELECT m.seq, p.failures, {_COLUMNS} FROM pending p JOIN messages m ON m.seq = p.seq
+                WHERE p.group_id = ? AND p.available_at <= ?{in_turn}
+                ORDER BY p.available_at, p.seq LIMIT ?""",  # noqa: S608 - fixed texts
+            (member.group_id, now, limit),
+        ).fetchall()
+
+    def _unread(self, member: Membership, limit: int, cursor: int, now: float) -> list[Any]:
+        """Return rows behind the cursor; with ``order="key"`` those whose key is busy are set aside."""
+        rows = self.db.execute(
+            f"""SELECT m.seq, 0, {_COLUMNS} FROM messages m
+                WHERE m.topic_id = ? AND m.seq > ? ORDER BY m.seq LIMIT ?""",  # noqa: S608 - fixed texts
+            (member.topic_id, cursor, limit),
+        ).fetchall()
+        if not member.by_key:
+            return rows
+        in_turn = []
+        for row in rows:
+            # Every row enters `pending`, so that the cursor can pass those that must wait their turn.
+            self.db.execute(
+                "INSERT INTO pending (group_id, seq, available_at, failures, key) VALUES (?, ?, ?, 0, ?)",
+                (member.group_id, row[0], now, row[3]),
+            )
+            first = self.db.execute(
+                "SELECT min(seq) FROM pending WHERE group_id = ? AND key = ?", (member.group_id, row[3])
+            ).fetchone()[0]
+            if first in (None, row[0]):
+                in_turn.append(row)
+        if rows:
+            self.db.execute("UPDATE groups SET cursor = ? WHERE group_id = ?", (rows[-1][0], member.group_id))
+        return in_turn
+
+    def settle(
+        self,
+        member: Membership,
+        acks: Sequence[Delivery],
+        releases: Sequence[Delivery],
+        retries: Sequence[Redelivery],
+        now: float,
+    ) -> list[Delivery]:
+        """Persist verdicts; return those whose lease is no longer this one."""
+        delete = "DELETE FROM pending WHERE group_id = ? AND seq = ? AND token = ?"
+        update = """UPDATE pending SET token = NULL, available_at = ?, failures = ?
+                    WHERE group_id = ? AND seq = ? AND token = ?"""
+        lost = []
+        with self.transaction(durable=False):
+            for each in acks:
+                where = (member.group_id, each.receipt.seq, each.receipt.token)
+                if not self.db.execute(delete, where).rowcount:
+                    lost.append(each)
+            back = [(each, now, each.attempt - 1) for each in releases]
+            back += [(retry.delivery, now + retry.delay, retry.attempt - 1) for retry in retries]
+            for each, available_at, failures in back:
+                where = (member.group_id, each.receipt.seq, each.receipt.token)
+                if not self.db.execute(update, (available_at, failures, *where)).rowcount:
+                    lost.append(each)
+        self.sync_if_due()
+        return lost
+
+    def extend(self, member: Membership, deliveries: Sequence[Delivery], until: float) -> list[Delivery]:
+        """Renew leases; return those that are no longer ours."""
+        lost = []
+        with self.transaction(durable=False):
+            for each in deliveries:
+                done = self.db.execute(
+                    "UPDATE pending SET available_at = ? WHERE group_id = ? AND seq = ? AND token = ?",
+                    (until, member.group_id, each.receipt.seq, each.receipt.token),
+                )
+                if not done.rowcount:
+                    lost.append(each)
+        return lost
+
+    def forward(
+        self, member: Membership, delivery: Delivery, topic: str, extra: Mapping[str, str], now: float
+    ) -> None:
+        """Copy a held row to ``topic`` with ``extra`` attributes; a second time changes nothing.
+
+        Raises:
+            LeaseLost: the lease is no longer this one.
+        """
+        lease: Lease = delivery.receipt
+        target = self.topic_id(topic)
+        with self.transaction(durable=True):
+            row = self.db.execute(
+                """SELECT m.attributes FROM pending p JOIN messages m ON m.seq = p.seq
+                   WHERE p.group_id = ? AND p.seq = ? AND p.token = ?""",
+                (member.group_id, lease.seq, lease.token),
+            ).fetchone()
+            if row is None:
+                raise LeaseLost([delivery.message.id])
+            attributes = json.dumps({**json.loads(row[0]), **extra})
+            self.db.execute(
+                """INSERT INTO messages (topic_id, stored_at, id, key, content_type, type, source, subject,
+                       time, attributes, data, origin)
+                   SELECT ?, ?, id, key, content_type, type, source, subject, time, ?, data, ?
+                   FROM messages WHERE seq = ? ON CONFLICT DO NOTHING""",
+                (target, now, attributes, f"{member.group_id}/{lease.seq}", lease.seq),
+            )
+
+    def stats(self, member: Membership, now: float) -> GroupStats:
+        """Count what a group has before it."""
+        rows = self.query(
+            """SELECT (SELECT count(*) FROM messages m WHERE m.topic_id = g.topic_id AND m.seq > g.start),
+                      (SELECT count(*) FROM messages m WHERE m.topic_id = g.topic_id AND m.seq > g.cursor),
+                      count(p.seq) FILTER (WHERE available_at > ? AND token IS NOT NULL),
+                      count(p.seq) FILTER (WHERE available_at > ? AND token IS NULL), count(p.seq)
+               FROM groups g LEFT JOIN pending p USING (group_id) WHERE group_id = ?""",
+            (now, now, member.group_id),
+        )
+        published, unread, in_flight, delayed, pending = rows[0]
+        return GroupStats(
+            published=published,
+            settled=published - unread - pending,
+            in_flight=in_flight,
+            delayed=delayed,
+            ready=unread + pending - in_flight - delayed,
+        )
+
+    def browse(self, member: Membership, after: int, limit: int) -> list[Delivery]:
+        """Return a page of what the group has not settled, in the order of the log."""
+        rows = self.query(
+            f"""SELECT m.seq, coalesce(p.failures, 0), {_COLUMNS}
+                FROM groups g JOIN messages m ON m.topic_id = g.topic_id
+                LEFT JOIN pending p ON p.group_id = g.group_id AND p.seq = m.seq
+                WHERE g.group_id = ? AND m.seq > ? AND (p.seq IS NOT NULL OR m.seq > g.cursor)
+                ORDER BY m.seq LIMIT ?""",  # noqa: S608 - fixed texts
+            (member.group_id, after, limit),
+        )
+        return [_delivery(row, member.topic, utc_now(), 0) for row in rows]
+
+
+def _within(rows: list[Any], max_bytes: int) -> list[Any]:
+    """Return the rows whose bodies fit; a first one that is larger comes alone."""
+    room = max_bytes
+    for count, row in enumerate(rows):
+        room -= len(row[-1])
+        if room < 0 and count:
+            return rows[:count]
+    return rows
+
+
+def _delivery(row: Any, topic: str, received_at: datetime, token: int) -> Delivery:
+    seq, failures, message_id, key, content_type, kind, source, subject, when, attributes, data = row
+    message = Message(
+        data=data,
+        key=key,
+        attributes={} if attributes == "{}" else json.loads(attributes),
+        id=message_id,
+        content_type=content_type,
+        type=kind,
+        source=source,
+        subject=subject,
+        time=datetime.fromisoformat(when),
+    )
+    return Delivery(message, topic, failures + 1, received_at, Lease(seq, token))

@@ -1,0 +1,159 @@
+"""The values that cross the contract: what is published, what is handed over, what a backend can do."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+
+def uuid7() -> str:
+    """Return a new UUIDv7: 48 bits of Unix milliseconds, then 74 random bits.
+
+    Ids made later sort later, to the millisecond.
+
+    Source: RFC 9562, section 5.7; the standard library has it from Python 3.14.
+    """
+    random = int.from_bytes(os.urandom(10))
+    value = (time.time_ns() // 1_000_000 & (1 << 48) - 1) << 80 | random
+    value = value & ~(0xF << 76) | 0x7 << 76
+    value = value & ~(0x3 << 62) | 0x2 << 62
+    digits = f"{value:032x}"
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+
+
+def utc_now() -> datetime:
+    """Return the wall clock as an aware datetime in UTC."""
+    return datetime.now(UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One CloudEvents 1.0 event in binary mode.
+
+    Attributes:
+        data: the body, any bytes, may be empty.
+        key: messages with one key keep their order where ``subscribe(order="key")`` is used.
+        attributes: the application's own headers, text to text.
+        id: identity for deduplication; a UUIDv7 unless given.
+        content_type: media type of ``data``.
+        type: what happened, in reverse-DNS style.
+        source: who published it, a URI reference.
+        subject: what it is about, within ``source``.
+        time: when it happened, aware.
+    """
+
+    data: bytes
+    key: str | None = None
+    attributes: Mapping[str, str] = field(default_factory=dict)
+    id: str = field(default_factory=uuid7)
+    content_type: str = "application/octet-stream"
+    type: str = "dev.couturier.message.v1"
+    source: str = "/couturier"
+    subject: str | None = None
+    time: datetime = field(default_factory=utc_now)
+
+
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
+class Delivery:
+    """One hand-over of a message to one member of a group. Two hand-overs are never equal.
+
+    Attributes:
+        message: what was published.
+        topic: where it was received.
+        attempt: recorded failures + 1. A crash, an expired lease or ``release`` records nothing.
+        received_at: when this process took it, aware.
+        receipt: the driver's own handle; opaque.
+    """
+
+    message: Message
+    topic: str
+    attempt: int
+    received_at: datetime
+    receipt: Any = field(repr=False, default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """Proof that the broker stored a message.
+
+    Attributes:
+        message_id: the message's id.
+        topic: where it is stored.
+        position: the backend's own coordinate, as text.
+    """
+
+    message_id: str
+    topic: str
+    position: str
+
+
+@dataclass(frozen=True, slots=True)
+class Redelivery:
+    """A recorded failure for the driver to persist.
+
+    Attributes:
+        delivery: what failed.
+        delay: comes again not before this many seconds.
+        attempt: the attempt number it then has.
+    """
+
+    delivery: Delivery
+    delay: float
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class GroupStats:
+    """How far one group has come.
+
+    Attributes:
+        published: messages this group is to see, settled ones included.
+        settled: of those, finished (acked here, or dead-lettered and acked).
+        in_flight: held by a member under a lease.
+        delayed: failed before, waiting for their delay.
+        ready: could be received now.
+    """
+
+    published: int
+    settled: int
+    in_flight: int
+    delayed: int
+    ready: int
+
+    @property
+    def unsettled(self) -> int:
+        """Messages that are not finished: in flight, delayed or ready."""
+        return self.in_flight + self.delayed + self.ready
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a backend promises. Asking for more fails when the subscription is opened or before a send.
+
+    Attributes:
+        backend: its name, as in ``BROKER_BACKEND``.
+        shared: several processes can use one queue.
+        durable: what was stored survives the death of every process.
+        history: a group ensured later also sees what was stored before it.
+        order: the values that ``subscribe(order=...)`` takes.
+        lease: seconds after which an unsettled delivery of a dead member comes again.
+        max_delay: longest ``nack`` delay, seconds.
+        max_message_bytes: largest body.
+        max_attributes: most attributes of one message.
+        max_attribute_bytes: longest attribute name or value, UTF-8.
+    """
+
+    backend: str
+    shared: bool
+    durable: bool
+    history: bool
+    order: frozenset[str]
+    lease: float
+    max_delay: float
+    max_message_bytes: int
+    max_attributes: int
+    max_attribute_bytes: int

@@ -1,0 +1,319 @@
+"""One member of a group, the same on every backend: intake, settling once, leases, drain, close."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import heapq
+import logging
+from collections import deque
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+from weakref import WeakSet
+
+from .drivers.base import Driver, Order, SubscriptionDriver
+from .errors import BrokerError, Closed, LeaseLost
+from .message import Delivery, Redelivery
+
+log = logging.getLogger("broker")
+
+# One driver call waits no longer than this, so that close and cancellation are prompt on every backend.
+_SLICE_S = 0.2
+_ITERATION_BATCH = 32
+MAX_IN_FLIGHT = 1000
+MAX_BYTES = 256 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much one subscription may hold.
+
+    Attributes:
+        max_in_flight: unsettled deliveries; as many again may wait for the delay of a ``nack``.
+        max_bytes: bodies of unsettled deliveries. One larger message still comes, alone.
+    """
+
+    max_in_flight: int = MAX_IN_FLIGHT
+    max_bytes: int = MAX_BYTES
+
+    def __post_init__(self) -> None:
+        if self.max_in_flight < 1 or self.max_bytes < 1:
+            raise ValueError(f"max_in_flight and max_bytes must be at least 1, not {self}")
+
+
+class Subscription:
+    """Receives for one group; made by ``Broker.subscribe`` and used as an async context manager.
+
+    Every delivery is kept leased until it is settled by exactly one of ``ack``, ``nack`` and ``release``.
+    Settling twice is silent. Closing hands back what is still open.
+    """
+
+    def __init__(self, driver: Driver, topic: str, group: str, limits: Limits, order: Order) -> None:
+        self.topic = topic
+        self.group = group
+        self._driver = driver
+        self._limits = limits
+        self._order: Order = order
+        self._member: SubscriptionDriver | None = None
+        self._ready: deque[Delivery] = deque()
+        self._open: dict[Delivery, None] = {}
+        self._open_bytes = 0
+        self._lost: WeakSet[Delivery] = WeakSet()
+        self._due: list[float] = []
+        self._fetch: asyncio.Task[None] | None = None
+        self._keeper: asyncio.Task[None] | None = None
+        self._changed = asyncio.Event()
+        self._intake = True
+
+    async def __aenter__(self) -> Self:
+        self._member = await self._driver.subscribe(self.topic, self.group, self._order)
+        self._keeper = asyncio.create_task(self._keep_leases(), name=f"leases of {self.topic}/{self.group}")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    @property
+    def in_flight(self) -> int:
+        """Deliveries that this member holds unsettled."""
+        return len(self._open)
+
+    async def receive(self, max_messages: int = 256, timeout: float = 1.0) -> list[Delivery]:
+        """Return up to ``max_messages`` deliveries as soon as there are any, else ``[]``.
+
+        Cancelling it loses nothing: what was on its way comes with the next call.
+
+        Args:
+            max_messages: at least 1.
+            timeout: seconds to wait for the first.
+
+        Raises:
+            NotFound: topic or group was never ensured, or is gone.
+            Closed: the subscription was closed or drained.
+            BrokerError: the backend failed; try again if ``retryable``.
+        """
+        if max_messages < 1:
+            raise ValueError(f"max_messages must be at least 1, not {max_messages}")
+        await self._fill(max_messages, timeout)
+        return [self._ready.popleft() for _ in range(min(max_messages, len(self._ready)))]
+
+    async def __aiter__(self) -> AsyncIterator[Delivery]:
+        """Yield deliveries one by one until the subscription is closed or drained."""
+        with contextlib.suppress(Closed):
+            while True:
+                await self._fill(_ITERATION_BATCH, timeout=60.0)
+                if self._ready:
+                    yield self._ready.popleft()
+
+    async def ack(self, deliveries: Delivery | Iterable[Delivery]) -> None:
+        """Finish deliveries: they do not come again.
+
+        Raises:
+            LeaseLost: some are held by another member by now; all others are settled.
+            BrokerError: nothing is settled; try again if ``retryable``.
+        """
+        await self.settle(acks=_listed(deliveries))
+
+    async def nack(self, deliveries: Delivery | Iterable[Delivery], delay: float = 0.0) -> None:
+        """Record a failed attempt: they come again with ``attempt`` + 1, not before ``delay`` seconds.
+
+        Raises:
+            ValueError: ``delay`` is outside 0 to ``capabilities.max_delay``.
+            LeaseLost: as for ``ack``.
+        """
+        await self.settle(retries=[Redelivery(each, delay, each.attempt + 1) for each in _listed(deliveries)])
+
+    async def release(self, deliveries: Delivery | Iterable[Delivery]) -> None:
+        """Hand back untried: they come again at once, ``attempt`` unchanged.
+
+        Raises:
+            LeaseLost: as for ``ack``.
+        """
+        await self.settle(releases=_listed(deliveries))
+
+    async def settle(
+        self,
+        acks: Sequence[Delivery] = (),
+        releases: Sequence[Delivery] = (),
+        retries: Sequence[Redelivery] = (),
+    ) -> None:
+        """Persist several verdicts in one go; ``ack``, ``nack`` and ``release`` are its short forms."""
+        member = self._joined()
+        limit = self._driver.capabilities.max_delay
+        for retry in retries:
+            if not 0 <= retry.delay <= limit:
+                raise ValueError(f"delay must be within 0 to {limit:g} seconds, not {retry.delay!r}")
+        named = [*acks, *releases, *(retry.delivery for retry in retries)]
+        lost = {each for each in named if each in self._lost}
+        acks = self._take_open(acks)
+        releases = self._take_open(releases)
+        retries = [retry for retry in retries if self._take_open([retry.delivery])]
+        if acks or releases or retries:
+            try:
+                lost.update(await member.settle(acks, releases, retries))
+            except BaseException:
+                for each in (*acks, *releases, *(retry.delivery for retry in retries)):
+                    self._hold(each)
+                raise
+        now = self._driver.clock.now()
+        for retry in retries:
+            if retry.delivery not in lost:
+                heapq.heappush(self._due, now + retry.delay)
+        self._changed.set()
+        if lost:
+            self._lost.update(lost)
+            raise LeaseLost(each.message.id for each in named if each in lost)
+
+    async def forward(self, delivery: Delivery, topic: str, extra: Mapping[str, str]) -> None:
+        """Store a copy of the native record in ``topic`` with ``extra`` attributes; settles nothing.
+
+        Raises:
+            LeaseLost: another member holds the delivery by now.
+            BrokerError: the copy is not stored.
+        """
+        if delivery in self._lost:
+            raise LeaseLost([delivery.message.id])
+        await self._joined().forward(delivery, topic, extra)
+
+    async def flush(self) -> None:
+        """Return once every accepted verdict is durable."""
+        await self._joined().flush()
+
+    async def drain(self, timeout: float) -> bool:
+        """Stop intake, hand back what nobody took yet, wait for the rest to be settled.
+
+        Args:
+            timeout: seconds.
+
+        Returns:
+            Whether everything was settled in time. Close the subscription afterwards.
+        """
+        await self._stop_intake()
+        with contextlib.suppress(LeaseLost):
+            await self.release(list(self._ready))
+        self._ready.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                while self._open:
+                    self._changed.clear()
+                    await self._changed.wait()
+        await self.flush()
+        return not self._open
+
+    async def aclose(self) -> None:
+        """Stop intake, hand open deliveries back at once, leave the group. A second call does nothing."""
+        if self._member is None:
+            return
+        await self._stop_intake()
+        self._ready.clear()
+        member, self._member = self._member, None
+        try:
+            if self._open:
+                await member.settle([], list(self._open), [])
+            await member.flush()
+        except BrokerError as error:
+            log.warning("could not hand back %d delivery(ies): %s; they come again", len(self._open), error)
+        finally:
+            self._open.clear()
+            if self._keeper is not None:
+                self._keeper.cancel()
+            await member.aclose()
+
+    def _joined(self) -> SubscriptionDriver:
+        if self._member is None:
+            raise Closed(f"the subscription to {self.topic!r} is not open; enter it with `async with`")
+        return self._member
+
+    async def _fill(self, wanted: int, timeout: float) -> None:
+        """Wait until something is ready or ``timeout`` passes. The fetch itself is never cancelled."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        while not self._ready:
+            self._joined()
+            if not self._intake:
+                raise Closed(f"the subscription to {self.topic!r} takes no more messages")
+            self._changed.clear()
+            slice_s = min(_SLICE_S, max(0.0, deadline - loop.time()))
+            fetch = self._start_fetch(wanted, slice_s)
+            if fetch is not None:
+                await asyncio.wait({fetch})
+                self._reap()
+            else:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._changed.wait(), slice_s)
+            if loop.time() >= deadline:
+                return
+
+    def _start_fetch(self, wanted: int, timeout: float) -> asyncio.Task[None] | None:
+        """Start the one fetch, unless it runs already or there is no room; return the running one."""
+        room = self._limits.max_in_flight - len(self._open)
+        room_bytes = self._limits.max_bytes - self._open_bytes
+        may_fetch = room > 0 and room_bytes > 0 and self._delayed() < self._limits.max_in_flight
+        if self._fetch is None and may_fetch:
+            self._fetch = asyncio.create_task(self._fetch_once(min(room, wanted), room_bytes, timeout))
+        return self._fetch
+
+    async def _fetch_once(self, count: int, size: int, timeout: float) -> None:
+        for delivery in await self._joined().receive(count, size, timeout):
+            self._hold(delivery)
+            self._ready.append(delivery)
+
+    def _reap(self) -> None:
+        """Forget a finished fetch and pass its error on."""
+        if self._fetch is not None and self._fetch.done():
+            fetch, self._fetch = self._fetch, None
+            fetch.result()
+
+    def _delayed(self) -> int:
+        now = self._driver.clock.now()
+        while self._due and self._due[0] <= now:
+            heapq.heappop(self._due)
+        return len(self._due)
+
+    def _hold(self, delivery: Delivery) -> None:
+        self._open[delivery] = None
+        self._open_bytes += len(delivery.message.data)
+
+    def _take_open(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
+        """Remove and return those that are still open; the rest were settled or lost before."""
+        taken = []
+        for each in deliveries:
+            if each in self._open:
+                del self._open[each]
+                self._open_bytes -= len(each.message.data)
+                taken.append(each)
+        return taken
+
+    async def _stop_intake(self) -> None:
+        self._intake = False
+        self._changed.set()
+        if self._fetch is not None:
+            await asyncio.wait({self._fetch})
+            fetch, self._fetch = self._fetch, None
+            if not fetch.cancelled() and (error := fetch.exception()) is not None:
+                log.warning("the last receive of %s failed: %s", self.topic, error)
+
+    async def _keep_leases(self) -> None:
+        """Renew the lease of every open delivery three times per lease."""
+        while self._member is not None:
+            await self._driver.clock.sleep(self._driver.capabilities.lease / 3)
+            if not self._open or self._member is None:
+                continue
+            try:
+                gone = await self._member.extend(list(self._open))
+            except BrokerError as error:
+                log.warning("could not renew %d lease(s) of %s: %s", len(self._open), self.topic, error)
+                continue
+            lost = self._take_open(gone)
+            self._lost.update(lost)
+            if lost:
+                log.warning("%d lease(s) of %s went to another member", len(lost), self.topic)
+                self._ready = deque(each for each in self._ready if each not in self._lost)
+
+
+def _listed(deliveries: Delivery | Iterable[Delivery]) -> list[Delivery]:
+    return [deliveries] if isinstance(deliveries, Delivery) else list(deliveries)
