@@ -130,7 +130,8 @@ class SqliteStore(QueueFile):
             taken = _within(found, limit[1])
             self.db.executemany(
                 """INSERT INTO pending (group_id, seq, available_at, failures, token, key)
-                   VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET available_at = excluded.available_at, token = excluded.token""",
+                   VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE
+                   SET available_at = excluded.available_at, token = excluded.token""",
                 [
                     (member.group_id, row[0], now + lease, row[1], token, row[3] if member.by_key else None)
                     for row in taken
