@@ -20,7 +20,7 @@ class BrokerSettings(BaseSettings):
     With neither, every process of this user shares one SQLite queue in the state directory.
     """
 
-    model_config = SettingsConfigDict(extra="ignore")
+    model_config = SettingsConfigDict(extra="ignore", env_ignore_empty=True)
 
     broker_url: str | None = Field(
         default=None, description="where the broker is, for example sqlite:///queue.db"

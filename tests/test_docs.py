@@ -1,0 +1,46 @@
+"""Every program in the documentation runs as it stands on the page."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = sorted([*ROOT.glob("docs/*.md"), ROOT / "README.md"])
+PROGRAM = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+EXPECTED = {
+    "broker.md": ["stored 10 messages", '{"total": 9} attempt 1', "dead letter: b'no order' not-an-order", "b'"],
+}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_programs_on_a_page_run_in_their_order(page: Path, tmp_path: Path) -> None:
+    """A reader who copies them, one after the other, sees what the page says."""
+    printed = []
+    for number, program in enumerate(PROGRAM.findall(page.read_text())):
+        script = tmp_path / f"program_{number}.py"
+        script.write_text(program)
+        done = subprocess.run(
+            [sys.executable, str(script)],
+            env={**os.environ, "COUTURIER_HOME": str(tmp_path / "home"), "BROKER_URL": "", "SINK_URL": ""},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 0, f"program {number} of {page.name}:\n{done.stderr}"
+        printed.append(done.stdout)
+    for expected, output in zip(EXPECTED.get(page.name, []), printed, strict=False):
+        assert expected in output
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_between_pages_lead_somewhere(page: Path) -> None:
+    """A reader is never sent to a page that does not exist."""
+    for target in re.findall(r"\]\((?!https?:|#|mailto:)([^)#]+)", page.read_text()):
+        assert (page.parent / target).exists(), f"{page.name} links to {target}"
