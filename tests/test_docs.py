@@ -14,7 +14,12 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("docs/*.md"), ROOT / "README.md"])
 PROGRAM = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 EXPECTED = {
-    "broker.md": ["stored 10 messages", '{"total": 9} attempt 1', "dead letter: b'no order' not-an-order", "b'"],
+    "broker.md": [
+        "stored 10 messages",
+        '{"total": 9} attempt 1',
+        "dead letter: b'no order' not-an-order",
+        "b'",
+    ],
 }
 
 

@@ -22,10 +22,12 @@ log = logging.getLogger("broker")
 
 T = TypeVar("T")
 Verdict = tuple[Delivery, Outcome]
+Outage = type[BrokerError] | tuple[type[BrokerError], ...]
 Handler = Callable[[Sequence[Delivery]], Awaitable[Sequence[Outcome]]]
 
 # An outage is waited out for as long as it lasts; no attempt is counted.
 _OUTAGE = RetryPolicy(attempts=1, base=0.1, cap=5.0)
+_AWAY = (Unavailable, DeadlineExceeded)
 
 
 @dataclass(slots=True)
@@ -200,7 +202,7 @@ class Processor:
         """Settle, however long the broker is away; return how many verdicts held."""
         try:
             if acks or retries:
-                await self._outlast(Unavailable, lambda: subscription.settle(acks=acks, retries=retries))
+                await self._outlast(_AWAY, lambda: subscription.settle(acks=acks, retries=retries))
         except LeaseLost as error:
             log.warning("settled too late: %s", error)
             self._totals.lost_leases += len(error.ids)
@@ -223,7 +225,7 @@ class Processor:
             return False
         return True
 
-    async def _outlast(self, outage: type[BrokerError], call: Callable[[], Awaitable[T]]) -> T:
+    async def _outlast(self, outage: Outage, call: Callable[[], Awaitable[T]]) -> T:
         """Repeat ``call`` until it raises no ``outage``; meanwhile nothing more is taken in."""
         failures = 0
         while True:
