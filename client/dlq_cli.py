@@ -1,0 +1,142 @@
+"""The commands ``couturier dlq list``, ``show`` and ``replay``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from .dlq import Letter
+
+Topic = Annotated[str, typer.Option(envvar="COUTURIER_TOPIC", help="The topic that workers read.")]
+Group = Annotated[str, typer.Option(envvar="COUTURIER_GROUP", help="The group of the workers.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+Reason = Annotated[str | None, typer.Option(help="Only letters with this reason.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Mount the commands under ``dlq``."""
+    commands = typer.Typer(help="Dead letters: what could not be classified, and why.", no_args_is_help=True)
+    commands.command("list")(list_letters)
+    commands.command("show")(show)
+    commands.command("replay")(replay_letters)
+    app.add_typer(commands, name="dlq")
+
+
+def list_letters(
+    topic: Topic = "images",
+    group: Group = "classifiers",
+    reason: Reason = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List dead letters, oldest first; changes nothing."""
+    found = [each for each in _letters(topic, group) if reason in (None, each.reason)][:limit]
+    if as_json:
+        import json
+
+        typer.echo(json.dumps([each.to_dict() for each in found], indent=2))
+        return
+    if not found:
+        typer.echo("no dead letters")
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(
+        "message id", "reason", "stage", "tried", "replays", "subject", "error", title="Dead letters"
+    )
+    for each in found:
+        numbers = str(each.attempts), str(each.replays)
+        table.add_row(each.message_id, each.reason, each.stage, *numbers, each.subject or "", each.error)
+    Console().print(table)
+
+
+def show(
+    message_id: Annotated[str, typer.Argument(help="Id of the message, as `dlq list` prints it.")],
+    topic: Topic = "images",
+    group: Group = "classifiers",
+    out: Annotated[Path | None, typer.Option(help="Write the body, unchanged, to this file.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show one dead letter, and write its body to a file; changes nothing."""
+    found = [each for each in _letters(topic, group) if each.message_id == message_id]
+    if not found:
+        raise typer.BadParameter(
+            f"no dead letter {message_id!r} in {topic!r}; `couturier dlq list` shows all"
+        )
+    letter = found[-1]
+    if out is not None:
+        out.write_bytes(letter.data)
+    if as_json:
+        import json
+
+        typer.echo(json.dumps(letter.to_dict(), indent=2))
+    else:
+        for name, value in letter.to_dict().items():
+            typer.echo(f"{name:>14}  {value}")
+        typer.echo(f"{'body':>14}  {out if out else f'{letter.data[:32]!r}… (--out FILE writes all of it)'}")
+
+
+def replay_letters(
+    message_ids: Annotated[list[str] | None, typer.Argument(help="Ids of the letters to replay.")] = None,
+    topic: Topic = "images",
+    group: Group = "classifiers",
+    reason: Reason = None,
+    everything: Annotated[bool, typer.Option("--all", help="Replay every letter.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be replayed.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Send dead letters back to the topic they came from: by id, by --reason, or --all.
+
+    Run it again after an interruption; a result is never stored twice.
+    """
+    if not message_ids and reason is None and not everything:
+        raise typer.BadParameter("say which: ids, --reason REASON, or --all")
+    ids = set(message_ids or ())
+
+    def chosen(letter: Letter) -> bool:
+        return (not ids or letter.message_id in ids) and reason in (None, letter.reason)
+
+    if dry_run:
+        picked = [each for each in _letters(topic, group) if chosen(each)]
+    else:
+        import asyncio
+
+        picked = asyncio.run(_replay(topic, group, chosen))
+    if unknown := ids - {each.message_id for each in picked}:
+        typer.echo(f"no such dead letter: {', '.join(sorted(unknown))}", err=True)
+    if as_json:
+        import json
+
+        typer.echo(json.dumps({"dry_run": dry_run, "replayed": [each.message_id for each in picked]}))
+    else:
+        typer.echo(f"{'would replay' if dry_run else 'replayed'} {len(picked)} letter(s) to {topic!r}")
+    if unknown:
+        raise typer.Exit(1)
+
+
+def _letters(topic: str, group: str) -> list[Letter]:
+    import asyncio
+
+    from broker import connect
+
+    from .dlq import letters
+
+    async def gather() -> list[Letter]:
+        async with connect() as broker:
+            return [each async for each in letters(broker, topic, group)]
+
+    return asyncio.run(gather())
+
+
+async def _replay(topic: str, group: str, chosen: Callable[[Letter], bool]) -> list[Letter]:
+    from broker import connect
+
+    from .dlq import replay
+
+    async with connect() as broker:
+        return await replay(broker, topic, group, chosen)
