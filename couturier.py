@@ -109,7 +109,9 @@ def demo(
     if backend is not None:
         os.environ["BROKER_BACKEND"] = backend
     plan = Plan(images, bad_ratio, workers, seed, model, picture)
-    outcome = asyncio.run(_run_demo(plan))
+    run, source, backend_name, start = asyncio.run(_run_demo(plan))
+    typer.echo("measuring decode + predict alone …", err=True)
+    outcome = _judge(plan, run, source, backend_name, start)
     if as_json:
         import json
 
@@ -155,7 +157,8 @@ class Outcome:
         }
 
 
-async def _run_demo(plan: Plan) -> Outcome:
+async def _run_demo(plan: Plan) -> tuple[Run, FashionMnist, str, float]:
+    """Publish, wait for the workers, look up what became of it; the last is when publishing began."""
     from broker import connect
     from broker.settings import home
     from client.client import Client
@@ -186,9 +189,7 @@ async def _run_demo(plan: Plan) -> Outcome:
             await crew.stop()
             mine = list(ledger.entries(run_id=sent.run_id))
             run = await collect(broker, settings.topic, settings.group, settings.results_path(), mine)
-            backend = broker.capabilities.backend
-    typer.echo("measuring decode + predict alone …", err=True)
-    return await asyncio.to_thread(_judge, plan, run, source, backend, start)
+            return run, source, broker.capabilities.backend, start
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
 import time
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
@@ -73,6 +74,8 @@ def _measure(
 ) -> None:
     from .predict import Classifier
 
+    # Ctrl-C reaches the whole group; the parent decides, and ends us.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     classifier = Classifier.load(model, engine)
     batches = [images[first : first + batch] for first in range(0, len(images), batch)]
     classifier.predict(batches[0])

@@ -46,12 +46,11 @@ def list_letters(
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(
-        "message id", "reason", "stage", "tried", "replays", "subject", "error", title="Dead letters"
-    )
+    table = Table(box=None, title=f"{len(found):,} dead letter(s)", title_justify="left")
+    for name, wraps in (("message id", False), ("reason", False), ("tried", False), ("error", True)):
+        table.add_column(name, no_wrap=not wraps)
     for each in found:
-        numbers = str(each.attempts), str(each.replays)
-        table.add_row(each.message_id, each.reason, each.stage, *numbers, each.subject or "", each.error)
+        table.add_row(each.message_id, each.reason, str(each.attempts), each.error)
     Console().print(table)
 
 
