@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Self
 from weakref import WeakSet
 
-from .drivers.base import Driver, Order, SubscriptionDriver
+from .drivers.base import Driver, Order, Room, SubscriptionDriver
 from .errors import BrokerError, Closed, LeaseLost
 from .message import Delivery, Redelivery
 
@@ -64,6 +64,7 @@ class Subscription:
         self._due: list[float] = []
         self._fetch: asyncio.Task[None] | None = None
         self._keeper: asyncio.Task[None] | None = None
+        self._settling: set[asyncio.Task[list[Delivery]]] = set()
         self._changed = asyncio.Event()
         self._intake = True
 
@@ -153,19 +154,12 @@ class Subscription:
         releases = self._take_open(releases)
         retries = [retry for retry in retries if self._take_open([retry.delivery])]
         if acks or releases or retries:
-            try:
-                lost.update(await member.settle(acks, releases, retries))
-            except BaseException:
-                for each in (*acks, *releases, *(retry.delivery for retry in retries)):
-                    self._hold(each)
-                raise
-        now = self._driver.clock.now()
-        for retry in retries:
-            if retry.delivery not in lost:
-                heapq.heappush(self._due, now + retry.delay)
-        self._changed.set()
+            # Once begun it is finished: a caller that is cancelled must not leave a verdict in doubt.
+            task = asyncio.create_task(self._persist(member, acks, releases, retries))
+            self._settling.add(task)
+            task.add_done_callback(self._settled)
+            lost.update(await asyncio.shield(task))
         if lost:
-            self._lost.update(lost)
             raise LeaseLost(each.message.id for each in named if each in lost)
 
     async def forward(self, delivery: Delivery, topic: str, extra: Mapping[str, str]) -> None:
@@ -181,6 +175,7 @@ class Subscription:
 
     async def flush(self) -> None:
         """Return once every accepted verdict is durable."""
+        await self._await_settling()
         await self._joined().flush()
 
     async def drain(self, timeout: float) -> bool:
@@ -209,6 +204,7 @@ class Subscription:
         if self._member is None:
             return
         await self._stop_intake()
+        await self._await_settling()
         self._ready.clear()
         member, self._member = self._member, None
         try:
@@ -222,6 +218,37 @@ class Subscription:
             if self._keeper is not None:
                 self._keeper.cancel()
             await member.aclose()
+
+    async def _persist(
+        self,
+        member: SubscriptionDriver,
+        acks: Sequence[Delivery],
+        releases: Sequence[Delivery],
+        retries: Sequence[Redelivery],
+    ) -> list[Delivery]:
+        """Have the driver persist verdicts; hold the deliveries again if it fails."""
+        try:
+            lost = await member.settle(acks, releases, retries)
+        except BaseException:
+            for each in (*acks, *releases, *(retry.delivery for retry in retries)):
+                self._hold(each)
+            raise
+        self._lost.update(lost)
+        now = self._driver.clock.now()
+        for retry in retries:
+            if retry.delivery not in self._lost:
+                heapq.heappush(self._due, now + retry.delay)
+        self._changed.set()
+        return lost
+
+    def _settled(self, task: asyncio.Task[list[Delivery]]) -> None:
+        self._settling.discard(task)
+        if not task.cancelled():
+            task.exception()  # The caller has it, or was cancelled and does not want it.
+
+    async def _await_settling(self) -> None:
+        if self._settling:
+            await asyncio.wait(self._settling)
 
     def _joined(self) -> SubscriptionDriver:
         if self._member is None:
@@ -254,11 +281,12 @@ class Subscription:
         room_bytes = self._limits.max_bytes - self._open_bytes
         may_fetch = room > 0 and room_bytes > 0 and self._delayed() < self._limits.max_in_flight
         if self._fetch is None and may_fetch:
-            self._fetch = asyncio.create_task(self._fetch_once(min(room, wanted), room_bytes, timeout))
+            limit = Room(min(room, wanted), room_bytes, alone=not self._open)
+            self._fetch = asyncio.create_task(self._fetch_once(limit, timeout))
         return self._fetch
 
-    async def _fetch_once(self, count: int, size: int, timeout: float) -> None:
-        for delivery in await self._joined().receive(count, size, timeout):
+    async def _fetch_once(self, limit: Room, timeout: float) -> None:
+        for delivery in await self._joined().receive(limit, timeout):
             self._hold(delivery)
             self._ready.append(delivery)
 
@@ -291,11 +319,14 @@ class Subscription:
     async def _stop_intake(self) -> None:
         self._intake = False
         self._changed.set()
-        if self._fetch is not None:
-            await asyncio.wait({self._fetch})
-            fetch, self._fetch = self._fetch, None
-            if not fetch.cancelled() and (error := fetch.exception()) is not None:
-                log.warning("the last receive of %s failed: %s", self.topic, error)
+        fetch = self._fetch
+        if fetch is not None:
+            await asyncio.wait({fetch})
+            # A waiting `receive` may have taken it, and its error, first.
+            if self._fetch is fetch:
+                self._fetch = None
+                if not fetch.cancelled() and (error := fetch.exception()) is not None:
+                    log.warning("the last receive of %s failed: %s", self.topic, error)
 
     async def _keep_leases(self) -> None:
         """Renew the lease of every open delivery three times per lease."""

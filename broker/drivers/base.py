@@ -7,7 +7,8 @@ sake and never decides a message's fate; it maps every error of its SDK to ``bro
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from ..clock import Clock
@@ -18,13 +19,36 @@ Order = Literal["none", "key"]
 Start = Literal["earliest", "latest"]
 
 
+@dataclass(frozen=True, slots=True)
+class Room:
+    """How much one ``receive`` may bring.
+
+    Attributes:
+        messages: at most so many, at least 1.
+        size_bytes: of all bodies together.
+        alone: nothing is held, so that a first body over ``size_bytes`` may come, alone.
+    """
+
+    messages: int
+    size_bytes: int
+    alone: bool
+
+    def fitting(self, sizes: Iterable[int]) -> int:
+        """Return how many of these bodies, taken in order, there is room for."""
+        left, count = self.size_bytes, 0
+        for size in sizes:
+            left -= size
+            if count == self.messages or (left < 0 and (count or not self.alone)):
+                break
+            count += 1
+        return count
+
+
 class SubscriptionDriver(Protocol):
     """One member of one group. Calls may overlap, except ``receive`` with itself."""
 
-    async def receive(self, max_messages: int, max_bytes: int, timeout: float) -> list[Delivery]:
-        """Lease up to ``max_messages`` and ``max_bytes``; ``[]`` after ``timeout`` seconds.
-
-        A first message over ``max_bytes`` comes alone. Returns as soon as anything is there.
+    async def receive(self, limit: Room, timeout: float) -> list[Delivery]:
+        """Lease what ``limit`` has room for, as soon as anything is there; ``[]`` after ``timeout`` seconds.
 
         Raises:
             NotFound: topic or group does not exist.

@@ -11,12 +11,13 @@ import itertools
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from urllib.parse import urlsplit
 
 from ..clock import Clock, SystemClock
 from ..errors import BrokerError, LeaseLost, NotFound
 from ..message import Capabilities, Delivery, GroupStats, Message, Receipt, Redelivery, utc_now
-from .base import Order, Start
+from .base import Order, Room, Start
 from .options import take_seconds
 
 # Settled messages that a later group can still see; older ones are dropped to bound memory.
@@ -122,14 +123,14 @@ class MemorySubscription:
         self._group = group
         self._order = order
 
-    async def receive(self, max_messages: int, max_bytes: int, timeout: float) -> list[Delivery]:
+    async def receive(self, limit: Room, timeout: float) -> list[Delivery]:
         changed = asyncio.Event()
         loop = asyncio.get_running_loop()
         with self._store.calling(lambda: loop.call_soon_threadsafe(changed.set)):
             deadline = loop.time() + timeout
             while True:
                 changed.clear()
-                deliveries = self._claim(max_messages, max_bytes)
+                deliveries = self._claim(limit)
                 remaining = deadline - loop.time()
                 if deliveries or remaining <= 0:
                     return deliveries
@@ -183,7 +184,7 @@ class MemorySubscription:
     async def aclose(self) -> None:
         return
 
-    def _claim(self, max_messages: int, max_bytes: int) -> list[Delivery]:
+    def _claim(self, limit: Room) -> list[Delivery]:
         now = self._driver.clock.now()
         token = next(self._store.tokens)
         received_at = utc_now()
@@ -191,17 +192,13 @@ class MemorySubscription:
         with self._store.lock:
             topic = self._store.topic(self._topic)
             group = self._store.group(self._topic, self._group)
-            room = max_bytes
-            for seq in self._candidates(topic, group, now):
-                message = topic.log[seq]
-                if len(taken) == max_messages or (taken and len(message.data) > room):
-                    break
-                room -= len(message.data)
+            found = list(islice(self._candidates(topic, group, now), limit.messages))
+            for seq in found[: limit.fitting(len(topic.log[seq].data) for seq in found)]:
                 held = group.pending.setdefault(seq, _Pending(now))
                 group.cursor = max(group.cursor, seq)
                 held.available_at, held.token = now + self._driver.capabilities.lease, token
                 lease = _Lease(seq, token)
-                taken.append(Delivery(message, self._topic, held.failures + 1, received_at, lease))
+                taken.append(Delivery(topic.log[seq], self._topic, held.failures + 1, received_at, lease))
         return taken
 
     def _candidates(self, topic: _Topic, group: _Group, now: float) -> Iterator[int]:
@@ -214,14 +211,15 @@ class MemorySubscription:
             if key is not None:
                 blocked.add(key)
         for seq in range(group.cursor + 1, topic.last + 1):
-            key = topic.log[seq].key if self._order == "key" else None
-            if key is not None and key in blocked:
-                # It waits its turn among the pending, so that the cursor can pass it.
+            if self._order == "key":
+                # All enter `pending`, so that the cursor can pass those that must wait their turn.
                 group.pending[seq] = _Pending(now)
                 group.cursor = seq
-                continue
-            if key is not None:
-                blocked.add(key)
+                key = topic.log[seq].key
+                if key is not None and key in blocked:
+                    continue
+                if key is not None:
+                    blocked.add(key)
             yield seq
 
     def _until_due(self) -> float:

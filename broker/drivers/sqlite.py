@@ -22,7 +22,7 @@ from urllib.parse import unquote, urlsplit
 from ..clock import Clock, SystemClock
 from ..errors import BrokerError, Closed
 from ..message import Capabilities, Delivery, GroupStats, Message, Receipt, Redelivery
-from .base import Order, Start
+from .base import Order, Room, Start
 from .options import take_seconds
 from .sqlite_store import Membership, SqliteStore
 
@@ -126,27 +126,25 @@ class SqliteSubscription:
         self._driver = driver
         self._member = member
 
-    async def receive(self, max_messages: int, max_bytes: int, timeout: float) -> list[Delivery]:
+    async def receive(self, limit: Room, timeout: float) -> list[Delivery]:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
         pause = _POLL_S
         while True:
-            deliveries = await self._driver.run(lambda store: self._claim(store, max_messages, max_bytes))
+            deliveries = await self._driver.run(lambda store: self._claim(store, limit))
             remaining = deadline - loop.time()
             if deliveries or remaining <= 0:
                 return deliveries
             await asyncio.sleep(min(pause, remaining))
             pause = min(pause * 1.2, _POLL_IDLE_S)
 
-    def _claim(self, store: SqliteStore, max_messages: int, max_bytes: int) -> list[Delivery]:
+    def _claim(self, store: SqliteStore, limit: Room) -> list[Delivery]:
         store.sync_if_due()
         now = self._driver.clock.now()
         if not store.has_news(self._member, now):
             return []
         token = secrets.randbits(62)
-        return store.claim(
-            self._member, (max_messages, max_bytes), now, self._driver.capabilities.lease, token
-        )
+        return store.claim(self._member, limit, now, self._driver.capabilities.lease, token)
 
     async def settle(
         self, acks: Sequence[Delivery], releases: Sequence[Delivery], retries: Sequence[Redelivery]

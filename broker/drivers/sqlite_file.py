@@ -74,11 +74,13 @@ class QueueFile:
         self.db.close()
 
     def _create(self) -> None:
-        application = self.db.execute("PRAGMA application_id").fetchone()[0]
-        is_new = self.db.execute("SELECT NOT EXISTS (SELECT 1 FROM sqlite_schema)").fetchone()[0]
-        if not is_new and application != _APPLICATION_ID:
+        # One statement, one snapshot: another process may be creating the same file.
+        application, version, is_used = self.db.execute(
+            """SELECT (SELECT application_id FROM pragma_application_id),
+                      (SELECT user_version FROM pragma_user_version), EXISTS (SELECT 1 FROM sqlite_schema)"""
+        ).fetchone()
+        if is_used and application != _APPLICATION_ID:
             raise BrokerError(f"{self.path} is a database of another program, not a couturier queue")
-        version = self.db.execute("PRAGMA user_version").fetchone()[0]
         if version > _SCHEMA_VERSION:
             raise BrokerError(f"{self.path} was written by a newer couturier (schema {version}); upgrade")
         self._use_wal()

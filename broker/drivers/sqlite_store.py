@@ -10,6 +10,7 @@ from typing import Any
 
 from ..errors import LeaseLost, NotFound
 from ..message import Delivery, GroupStats, Message, Redelivery, utc_now
+from .base import Room
 from .sqlite_file import QueueFile
 
 _FIELDS = "id, key, content_type, type, source, subject, time, attributes, data"
@@ -113,21 +114,15 @@ class SqliteStore(QueueFile):
             raise NotFound(f"the group of topic {member.topic!r} was deleted from {self.path}")
         return bool(rows[0][0])
 
-    def claim(
-        self, member: Membership, limit: tuple[int, int], now: float, lease: float, token: int
-    ) -> list[Delivery]:
-        """Lease what came back first, then the log from the cursor on.
-
-        Args:
-            limit: most messages, most bytes.
-        """
+    def claim(self, member: Membership, limit: Room, now: float, lease: float, token: int) -> list[Delivery]:
+        """Lease what came back first, then the log from the cursor on."""
         with self.transaction(durable=False):
-            found = self._returned(member, limit[0], now)
+            found = self._returned(member, limit.messages, now)
             cursor = self.db.execute(
                 "SELECT cursor FROM groups WHERE group_id = ?", (member.group_id,)
             ).fetchone()[0]
-            found += self._unread(member, limit[0] - len(found), cursor, now)
-            taken = _within(found, limit[1])
+            found += self._unread(member, limit.messages - len(found), cursor, now)
+            taken = found[: limit.fitting(len(row[-1]) for row in found)]
             self.db.executemany(
                 """INSERT INTO pending (group_id, seq, available_at, failures, token, key)
                    VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE
@@ -277,16 +272,6 @@ class SqliteStore(QueueFile):
             (member.group_id, after, limit),
         )
         return [_delivery(row, member.topic, utc_now(), 0) for row in rows]
-
-
-def _within(rows: list[Any], max_bytes: int) -> list[Any]:
-    """Return the rows whose bodies fit; a first one that is larger comes alone."""
-    room = max_bytes
-    for count, row in enumerate(rows):
-        room -= len(row[-1])
-        if room < 0 and count:
-            return rows[:count]
-    return rows
 
 
 def _delivery(row: Any, topic: str, received_at: datetime, token: int) -> Delivery:

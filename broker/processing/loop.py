@@ -165,7 +165,10 @@ class Processor:
             outcomes = await self._outlast(Unavailable, lambda: self._handler(batch))
             _check(batch, outcomes)
             return list(zip(batch, outcomes, strict=True))
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:
+            task = asyncio.current_task()
+            if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+                raise
             if len(batch) == 1:
                 log.warning("message %s failed: %s", batch[0].message.id, describe(error))
                 return [(batch[0], Retry(error))]

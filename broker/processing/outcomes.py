@@ -87,5 +87,8 @@ def describe(error: BaseException | str) -> str:
     """Return one line for a log or a dead letter: the class and the text of an error."""
     if isinstance(error, str):
         return error
-    text = str(error)
+    try:
+        text = str(error)
+    except Exception:
+        text = ""  # An error that cannot be printed is still an error.
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -1,0 +1,44 @@
+"""The base of all themes: fixtures, and what happens to a check that is declared impossible."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from .bench import GROUP, Bench, Claim, Harness, unique_name
+
+
+class Checks:
+    """Fixtures that every theme shares; the fixture ``harness`` comes from the subclass that is run."""
+
+    pytestmark = pytest.mark.anyio
+
+    @pytest.fixture
+    def anyio_backend(self) -> str:
+        """The event loop that the package is written for."""
+        return "asyncio"
+
+    @pytest.fixture(autouse=True)
+    async def declared_possible(self, request: pytest.FixtureRequest, harness: Harness) -> None:
+        """Skip a check that is declared impossible; fail where the declaration and the claims disagree."""
+        name = request.function.__name__.removeprefix("test_")
+        reason = harness.impossible.get(name)
+        claim: Claim | None = getattr(request.function, "claim", None)
+        if claim is not None:
+            async with harness.connect() as broker:
+                claimed = claim.holds(broker.capabilities)
+            if claimed and reason is not None:
+                pytest.fail(f"{name} is declared impossible, but the capabilities claim {claim.text}")
+            if not claimed and reason is None:
+                pytest.fail(f"the capabilities deny {claim.text}: declare {name} impossible, with the reason")
+        if reason is not None:
+            pytest.skip(reason)
+
+    @pytest.fixture
+    async def bench(self, harness: Harness) -> AsyncIterator[Bench]:
+        """An open client and a new topic with the group ``GROUP``."""
+        async with harness.connect() as broker:
+            topic = unique_name()
+            await broker.ensure(topic, group=GROUP)
+            yield Bench(harness, broker, topic)
