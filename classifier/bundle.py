@@ -1,0 +1,199 @@
+"""The model bundle: a directory that holds everything needed to serve one model, and proof of it.
+
+    manifest.json       what the model is, what it expects, how good it is, hashes of all other files
+    model.safetensors   trained weights (torch engine, further training)
+    model.onnx          fp32, preprocessing of pixels included; the default engine
+    model.int8.onnx     int8, statically quantised
+    golden.json         images with their expected pixels and probabilities
+
+Nothing in it can run code. Every file is checked against the manifest before a
+parser sees it, and the manifest against its own hash.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import ModelError
+from .images import Preprocessing
+from .metrics import group_index
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+WEIGHTS, ONNX, ONNX_INT8, GOLDEN = "model.safetensors", "model.onnx", "model.int8.onnx", "golden.json"
+FILES = (WEIGHTS, ONNX, ONNX_INT8, GOLDEN)
+SHIPPED = Path(__file__).parent / "assets" / "fashion-cnn"
+_MAX_MANIFEST_BYTES = 4 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """The parsed manifest.
+
+    Attributes:
+        name, version: chosen by whoever exported the model.
+        labels: class names in the order of the outputs.
+        groups: coarse group -> class names.
+        preprocessing: how image bytes become the input.
+        temperature: logits are divided by it before softmax.
+        architecture: fields of ``ModelConfig``.
+        parameter_count: trained values.
+        metrics: per engine, the single numbers of :class:`classifier.metrics.Metrics`.
+        hash: identifies behaviour: weights of every engine, labels, groups, preprocessing, temperature.
+        files: name -> {"sha256", "bytes"}.
+        raw: the whole document, with provenance and metrics tables.
+    """
+
+    name: str
+    version: str
+    labels: tuple[str, ...]
+    groups: dict[str, tuple[str, ...]]
+    preprocessing: Preprocessing
+    temperature: float
+    architecture: dict[str, Any]
+    parameter_count: int
+    metrics: dict[str, dict[str, float]]
+    hash: str
+    files: dict[str, dict[str, Any]]
+    raw: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A verified bundle."""
+
+    directory: Path
+    manifest: Manifest
+
+    @classmethod
+    def load(cls, directory: str | os.PathLike[str] | None = None) -> Bundle:
+        """Open a bundle and verify every file in it.
+
+        Args:
+            directory: the bundle; None for the one shipped with this package.
+
+        Raises:
+            ModelError: missing, damaged, tampered with, or of another format version.
+        """
+        path = SHIPPED if directory is None else Path(directory)
+        manifest = _read_manifest(path)
+        for name in FILES:
+            _check_file(path / name, manifest.files.get(name))
+        return cls(path, manifest)
+
+    def read(self, name: str) -> bytes:
+        """The bytes of one listed file, verified again as they are read.
+
+        Raises:
+            ModelError: the file changed since the bundle was opened.
+        """
+        return _check_file(self.directory / name, self.manifest.files.get(name))
+
+
+def behaviour_hash(document: Mapping[str, Any]) -> str:
+    """sha256 of what decides the answers; equal for two exports of the same model."""
+    decisive = {key: document[key] for key in ("labels", "groups", "preprocessing", "temperature", "files")}
+    return _hash(decisive)
+
+
+def seal(document: Mapping[str, Any]) -> bytes:
+    """The manifest as written: with the model's hash and the document's own."""
+    complete = {**document, "hash": behaviour_hash(document)}
+    complete["manifest_sha256"] = _hash(complete)
+    return (json.dumps(complete, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def file_entry(content: bytes) -> dict[str, Any]:
+    """How the manifest lists a file."""
+    return {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+
+
+def _hash(document: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(document, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _read_manifest(directory: Path) -> Manifest:
+    path = directory / MANIFEST
+    again = "; export the model again or take a fresh copy of the whole directory"
+    if not directory.is_dir():
+        raise ModelError(
+            f"{directory}: no such model directory; name a directory that holds a {MANIFEST} with --model"
+        )
+    try:
+        if path.stat().st_size > _MAX_MANIFEST_BYTES:
+            raise ModelError(f"{path}: larger than {_MAX_MANIFEST_BYTES} bytes, not a manifest{again}")
+        document = json.loads(path.read_bytes())
+    except OSError as error:
+        raise ModelError(
+            f"{path}: cannot be read ({error.strerror}); is {directory} a model bundle?"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{path}: not valid JSON ({error}){again}") from error
+    if not isinstance(document, dict):
+        raise ModelError(f"{path}: not a manifest, the document is no object{again}")
+    if document.get("format_version") != FORMAT_VERSION:
+        raise ModelError(
+            f"{path}: format version {document.get('format_version')!r}, this release reads {FORMAT_VERSION};"
+            " export the model with this release, or install the one it was made with"
+        )
+    stated = document.pop("manifest_sha256", None)
+    found = _hash(document)
+    if stated != found:
+        raise ModelError(f"{path}: was changed after export: sha256 {found}, expected {stated}{again}")
+    try:
+        return _parse(document)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ModelError(
+            f"{path}: incomplete or inconsistent ({type(error).__name__}: {error}){again}"
+        ) from error
+
+
+def _parse(document: dict[str, Any]) -> Manifest:
+    """Raises KeyError, TypeError, ValueError or AttributeError for a document that is no manifest."""
+    labels = tuple(str(name) for name in document["labels"])
+    groups = {str(name): tuple(members) for name, members in document["groups"].items()}
+    group_index(labels, groups)
+    temperature = float(document["temperature"])
+    if not 0 < temperature < float("inf"):
+        raise ValueError(f"temperature {temperature}")
+    if document["architecture"]["classes"] != len(labels):
+        raise ValueError(f"{len(labels)} labels for {document['architecture']['classes']} outputs")
+    if document["hash"] != behaviour_hash(document):
+        raise ValueError("the model's hash does not fit its parts")
+    return Manifest(
+        name=str(document["name"]),
+        version=str(document["version"]),
+        labels=labels,
+        groups=groups,
+        preprocessing=Preprocessing(**document["preprocessing"]),
+        temperature=temperature,
+        architecture=dict(document["architecture"]),
+        parameter_count=int(document["parameter_count"]),
+        metrics=dict(document["metrics"]),
+        hash=str(document["hash"]),
+        files=dict(document["files"]),
+        raw=document,
+    )
+
+
+def _check_file(path: Path, entry: dict[str, Any] | None) -> bytes:
+    if entry is None:
+        raise ModelError(f"{path}: not listed in {MANIFEST}; export the model again")
+    again = "take a fresh copy of the whole directory, or export the model again"
+    try:
+        size_bytes = path.stat().st_size
+        content = path.read_bytes() if size_bytes == entry["bytes"] else b""
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read ({error.strerror}); {again}") from error
+    if size_bytes != entry["bytes"]:
+        raise ModelError(f"{path}: {size_bytes} bytes, expected {entry['bytes']}; {again}")
+    found = hashlib.sha256(content).hexdigest()
+    if found != entry["sha256"]:
+        raise ModelError(f"{path}: sha256 {found}, expected {entry['sha256']}; {again}")
+    return content

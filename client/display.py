@@ -1,0 +1,172 @@
+"""How the client's commands show what they did: text for people, JSON for machines."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from .audit import Balance
+    from .client import Progress as OnProgress
+    from .client import SendReport
+    from .schema import ResultRow
+
+_SHOWN = 5
+_PIPE_COLUMNS = 160
+
+
+@contextmanager
+def bar(total: int | None) -> Iterator[OnProgress]:
+    """Show a progress bar on stderr while the block runs, if that is a terminal.
+
+    Args:
+        total: images to be sent; None for no end.
+    """
+    console = Console(stderr=True)
+    columns = (
+        SpinnerColumn(),
+        TextColumn("publishing"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[speed]}/s"),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
+        task = progress.add_task("publishing", total=total, speed="0")
+
+        def on_progress(report: SendReport) -> None:
+            done = report.published + len(report.refused)
+            progress.update(task, completed=done, speed=f"{_speed(report):,.0f}")
+
+        yield on_progress
+
+
+def print_report(report: SendReport, topic: str, skipped: int, as_json: bool) -> None:
+    """Print what a send did.
+
+    Args:
+        report: how far it came.
+        topic: where it went.
+        skipped: files that were left out.
+        as_json: for machines.
+    """
+    if as_json:
+        _print_json(
+            {
+                "run_id": report.run_id,
+                "topic": topic,
+                "published": report.published,
+                "refused": report.refused,
+                "skipped": skipped,
+                "size_bytes": report.size_bytes,
+                "elapsed_s": report.elapsed_s,
+                "images_per_second": _speed(report),
+                "stopped": report.stopped,
+            }
+        )
+        return
+    print(
+        f"published {report.published:,} image(s) to {topic!r} in {report.elapsed_s:.1f} s"
+        f" ({_speed(report):,.0f}/s){'; stopped early' if report.stopped else ''}"
+    )
+    if skipped:
+        print(f"skipped {skipped:,} file(s) that are no image by their name or too large")
+    if report.refused:
+        print(f"the broker refused {len(report.refused):,} image(s):")
+        for message_id, error in list(report.refused.items())[:_SHOWN]:
+            print(f"  {message_id}: {error}")
+
+
+def print_results(rows: Iterable[ResultRow], total: int, as_json: bool) -> None:
+    """Print rows as a table or as one JSON list, without holding all of them.
+
+    Args:
+        rows: what to show.
+        total: rows in the results file.
+        as_json: for machines.
+    """
+    if as_json:
+        _print_json_list(row.to_dict() for row in rows)
+        return
+    table = Table("stored", "subject", "label", "confidence", "runner-up", "latency", box=SIMPLE_HEAD)
+    table.add_column("message id", no_wrap=True)
+    for row in rows:
+        label = row.label if row.status == "ok" else f"{row.label or '-'} ({row.status})"
+        table.add_row(
+            row.created_at[11:19],
+            _plain(row.subject),
+            _plain(label),
+            _share(row.confidence),
+            f"{_plain(row.runner_up)} {_share(row.runner_up_confidence)}".strip(),
+            f"{row.latency_s:.3f} s",
+            _plain(row.message_id),
+        )
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=_PIPE_COLUMNS)
+    console.print(table)
+    console.print(f"{table.row_count:,} of {total:,} row(s)")
+
+
+def print_balance(balance: Balance, as_json: bool) -> None:
+    """Print the books."""
+    if as_json:
+        _print_json(balance.to_dict())
+        return
+    lines = [
+        f"published      {balance.published:>10,}",
+        f"- stored       {balance.stored:>10,}",
+        f"- dead-lettered{balance.dead_lettered:>10,}",
+        f"= missing      {balance.missing:>10,}   {balance.in_flight:,} in the queue, {balance.lost:,} lost",
+        f"duplicate rows {balance.duplicate_rows:>10,}",
+    ]
+    if balance.unexpected:
+        lines.append(f"other rows     {balance.unexpected:>10,}   of messages that these books do not know")
+    lines += [f"note: {note}" for note in balance.notes]
+    lines += [f"lost: {each}" for each in balance.lost_ids[:_SHOWN]]
+    if len(balance.lost_ids) > _SHOWN:
+        lines.append(f"lost: and {len(balance.lost_ids) - _SHOWN:,} more; --json lists all")
+    print("\n".join([*lines, _verdict(balance)]))
+
+
+def _verdict(balance: Balance) -> str:
+    if balance.balanced:
+        return "balanced: nothing is missing"
+    if balance.lost:
+        return "NOT balanced: messages are lost; `couturier doctor` checks queue and results"
+    if balance.duplicate_rows:
+        return "NOT balanced: message ids have more than one row; the table was not made by couturier"
+    return "not balanced yet: `couturier worker` takes what is in the queue; then ask again"
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    print(json.dumps(value, indent=2))
+
+
+def _print_json_list(values: Iterable[dict[str, Any]]) -> None:
+    opening = "["
+    for value in values:
+        sys.stdout.write(f"{opening}\n{json.dumps(value)}")
+        opening = ","
+    sys.stdout.write("[]\n" if opening == "[" else "\n]\n")
+
+
+def _speed(report: SendReport) -> float:
+    return report.published / report.elapsed_s if report.elapsed_s else 0.0
+
+
+def _plain(text: str | None) -> str:
+    """Text of unknown origin, without what a terminal or rich would obey."""
+    return escape("".join(each if each.isprintable() else "?" for each in text or ""))
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.1%}"

@@ -1,0 +1,173 @@
+"""What was published, with the truth: one SQLite file on the sender's side.
+
+A message is recorded *before* it is sent and marked once the broker says that it is stored, so a crash in
+between leaves an entry that may or may not appear, never a message that nobody knows of. The messages
+themselves carry no truth.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import islice
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self
+
+from broker.settings import home
+
+from .errors import StoreError
+from .sources.base import Kind, Submission
+from .store import guarded, open_readable, open_writable, transaction
+
+State = Literal["sent", "confirmed", "refused"]
+
+_DDL = """
+CREATE TABLE IF NOT EXISTS ledger (
+    message_id TEXT PRIMARY KEY NOT NULL,
+    sha256 TEXT NOT NULL,
+    topic TEXT NOT NULL,
+    run_id TEXT NOT NULL,
+    subject TEXT,
+    label TEXT,
+    kind TEXT NOT NULL CHECK (kind IN ('good', 'bad')),
+    sent_at TEXT NOT NULL,
+    state TEXT NOT NULL CHECK (state IN ('sent', 'confirmed', 'refused'))
+);
+CREATE INDEX IF NOT EXISTS ledger_run ON ledger (run_id)
+"""
+_COLUMNS = "message_id, sha256, topic, run_id, subject, label, kind, sent_at, state"
+_IDS_AT_ONCE = 900
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One message that was, or was to be, published.
+
+    Attributes:
+        message_id: its id.
+        sha256: of its body, hexadecimal.
+        topic: where it went.
+        run_id: the send that it belonged to.
+        subject: its subject.
+        label: the true class, or None.
+        kind: ``bad`` if it was damaged on purpose.
+        sent_at: when it was recorded, ISO 8601 in UTC.
+        state: ``sent``: no answer yet, it may appear; ``confirmed``: the broker stored it; ``refused``: it
+            did not.
+    """
+
+    message_id: str
+    sha256: str
+    topic: str
+    run_id: str
+    subject: str | None
+    label: str | None
+    kind: Kind
+    sent_at: str
+    state: State
+
+
+def default_path() -> Path:
+    """Return the ledger in the state directory."""
+    return home() / "ledger.db"
+
+
+class Ledger:
+    """Writes and reads the ledger. For one thread at a time; any number of processes.
+
+    Args:
+        path: the file; None means the default place.
+        read_only: the file must exist and is not changed.
+
+    Raises:
+        StoreError: the file is missing, cannot be made, or holds something else.
+        StoreUnavailable: another process keeps it locked; any call may raise it.
+    """
+
+    def __init__(self, path: Path | None = None, read_only: bool = False) -> None:
+        self.path = path or default_path()
+        self._db = open_readable(self.path) if read_only else open_writable(self.path, _DDL)
+        with guarded(self.path):
+            names = {row[1] for row in self._db.execute("PRAGMA table_info(ledger)")}
+        if not names >= set(_COLUMNS.split(", ")):
+            self._db.close()
+            raise StoreError(f"{self.path} is no ledger of couturier; name another file")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+
+    def record(self, run_id: str, topic: str, submissions: Iterable[Submission]) -> None:
+        """Write down what is about to be sent; an id that is there already keeps its first entry."""
+        now = datetime.now(UTC).isoformat()
+        rows = [
+            (
+                each.request.id,
+                hashlib.sha256(each.request.image).hexdigest(),
+                topic,
+                run_id,
+                each.request.subject,
+                each.label,
+                each.kind,
+                now,
+                "sent",
+            )
+            for each in submissions
+        ]
+        statement = (
+            f"INSERT INTO ledger ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"  # noqa: S608
+        )
+        with guarded(self.path), transaction(self._db):
+            self._db.executemany(statement, rows)
+
+    def confirm(self, ids: Iterable[str]) -> None:
+        """The broker stored these."""
+        self._mark(ids, "confirmed")
+
+    def refuse(self, ids: Iterable[str]) -> None:
+        """The broker did not store these and never will."""
+        self._mark(ids, "refused")
+
+    def entries(self, topic: str | None = None, run_id: str | None = None) -> Iterator[Entry]:
+        """Yield what was recorded, oldest first.
+
+        Args:
+            topic: only messages to this topic.
+            run_id: only messages of this send.
+        """
+        query = (
+            f"SELECT {_COLUMNS} FROM ledger WHERE topic = coalesce(:topic, topic)"  # noqa: S608
+            " AND run_id = coalesce(:run_id, run_id) ORDER BY rowid"
+        )
+        with guarded(self.path):
+            for row in self._db.execute(query, {"topic": topic, "run_id": run_id}):
+                yield Entry(*row)
+
+    def ids(self, topic: str, state: State) -> set[str]:
+        """Return the ids of all messages to ``topic`` that are in ``state``."""
+        query = "SELECT message_id FROM ledger WHERE topic = ? AND state = ?"
+        with guarded(self.path):
+            return {message_id for (message_id,) in self._db.execute(query, (topic, state))}
+
+    def _mark(self, ids: Iterable[str], state: State) -> None:
+        source = iter(ids)
+        with guarded(self.path), transaction(self._db):
+            while chunk := list(islice(source, _IDS_AT_ONCE)):
+                self._update(chunk, state)
+
+    def _update(self, ids: Sequence[str], state: State) -> None:
+        marks = ", ".join("?" * len(ids))
+        # A message that is sent twice under one id and refused the second time is stored all the same.
+        query = f"UPDATE ledger SET state = ? WHERE state != 'confirmed' AND message_id IN ({marks})"  # noqa: S608
+        self._db.execute(query, (state, *ids))

@@ -1,0 +1,61 @@
+"""The command ``worker``."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+# One process per core: threads of a numeric library would only fight over it.
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+def register(app: typer.Typer) -> None:
+    """Mount the command of this package."""
+    app.command("worker")(worker)
+
+
+def worker(
+    topic: Annotated[str | None, typer.Option(help="Where images come from [COUTURIER_TOPIC].")] = None,
+    group: Annotated[str | None, typer.Option(help="Who shares the work [COUTURIER_GROUP].")] = None,
+    sink: Annotated[str | None, typer.Option(help="Where results go [SINK_URL].")] = None,
+    model: Annotated[Path | None, typer.Option(help="A bundle's directory [COUTURIER_MODEL].")] = None,
+    engine: Annotated[
+        str | None, typer.Option(help="onnx, onnx-int8 or torch [COUTURIER_ENGINE, onnx].")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Most images at once [COUTURIER_BATCH_SIZE, 64].")
+    ] = None,
+    drain_timeout: Annotated[
+        float | None,
+        typer.Option(help="Seconds to finish after SIGTERM [COUTURIER_DRAIN_TIMEOUT, 25]."),
+    ] = None,
+    ready_file: Annotated[Path | None, typer.Option(help="Create this file when receiving.")] = None,
+    until_stdin_closes: Annotated[
+        bool, typer.Option("--until-stdin-closes", help="Drain when standard input ends, too.")
+    ] = False,
+) -> None:
+    """Classify images from the queue until SIGTERM or Ctrl-C, then finish what is held."""
+    for name in _THREAD_VARIABLES:
+        os.environ.setdefault(name, "1")
+    import asyncio
+
+    from .log import configure
+    from .main import Launch, run
+    from .settings import load
+
+    settings = load(
+        topic=topic,
+        group=group,
+        sink_url=sink,
+        model=model,
+        engine=engine,
+        batch_size=batch_size,
+        drain_timeout_s=drain_timeout,
+    )
+    configure(settings.log_level, settings.log_format)
+    code = asyncio.run(run(settings, Launch(ready_file, until_stdin_closes)))
+    if code:
+        raise typer.Exit(code)

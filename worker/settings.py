@@ -1,0 +1,82 @@
+"""The only reader of the worker's environment."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from client.results import default_url
+
+
+class WorkerSettings(BaseSettings):
+    """How one worker process runs. Every field has a variable; the queue is named by ``BROKER_URL``."""
+
+    model_config = SettingsConfigDict(
+        extra="ignore", populate_by_name=True, env_ignore_empty=True, protected_namespaces=()
+    )
+
+    topic: str = Field(
+        default="images", validation_alias="COUTURIER_TOPIC", description="where images come from"
+    )
+    group: str = Field(
+        default="classifiers", validation_alias="COUTURIER_GROUP", description="who shares the work"
+    )
+    create: bool = Field(
+        default=True, validation_alias="COUTURIER_CREATE", description="create a missing topic and group"
+    )
+    sink_url: str = Field(
+        default_factory=default_url, validation_alias="SINK_URL", description="where results go"
+    )
+    model: Path | None = Field(
+        default=None,
+        validation_alias="COUTURIER_MODEL",
+        description="a bundle's directory; the shipped one if unset",
+    )
+    engine: str = Field(
+        default="onnx", validation_alias="COUTURIER_ENGINE", description="onnx, onnx-int8 or torch"
+    )
+    batch_size: int = Field(
+        default=64, ge=1, le=4096, validation_alias="COUTURIER_BATCH_SIZE", description="most images at once"
+    )
+    max_wait_s: float = Field(
+        default=0.02,
+        ge=0,
+        validation_alias="COUTURIER_MAX_WAIT",
+        description="longest wait for company, seconds",
+    )
+    attempts: int = Field(
+        default=5, ge=1, validation_alias="COUTURIER_ATTEMPTS", description="tries before the dead letter"
+    )
+    drain_timeout_s: float = Field(
+        default=25.0, ge=0, validation_alias="COUTURIER_DRAIN_TIMEOUT", description="time to finish, seconds"
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", validation_alias="LOG_LEVEL", description="least severe line that is shown"
+    )
+    log_format: Literal["auto", "console", "json"] = Field(
+        default="auto", validation_alias="LOG_FORMAT", description="console on a terminal, else json"
+    )
+
+    @property
+    def worker_id(self) -> str:
+        """Names this process in every row that it writes."""
+        return f"{socket.gethostname()}-{os.getpid()}"
+
+
+def load(**overrides: Any) -> WorkerSettings:
+    """Return the settings of this process; an override that is None leaves the variable its say.
+
+    Raises:
+        ValueError: a flag or a variable has a value that does not work; the text names it.
+    """
+    given = {name: value for name, value in overrides.items() if value is not None}
+    try:
+        return WorkerSettings(**given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"{first['loc'][0]}={first['input']!r} does not work: {first['msg']}") from None
