@@ -173,7 +173,7 @@ async def _run_demo(plan: Plan) -> tuple[Run, FashionMnist, str, float]:
         typer.echo(note, err=True)
     source = FashionMnist(plan.images, plan.seed, plan.bad_ratio)
     next(iter(source))  # encodes the pictures now, not while the clock runs
-    async with connect(url) as broker:
+    async with connect() as broker:
         if settings.create:
             await broker.ensure(settings.topic, settings.group)
         with Ledger() as ledger, _progress() as progress, _workers(plan, home() / "demo", url) as crew:

@@ -96,6 +96,8 @@ def results(
     _say_defaults()
     if limit is not None and limit < 0:
         raise typer.BadParameter(f"--limit must not be negative, not {limit}")
+    if ids and (label is not None or limit is not None):
+        raise typer.BadParameter("--id names the rows; leave out --label and --limit")
     if limit is None and not json:
         limit = _TABLE_ROWS
     with ResultsReader(settings.results_path()) as reader:

@@ -42,6 +42,8 @@ def worker(
         os.environ.setdefault(name, "1")
     import asyncio
 
+    from broker.settings import broker_url
+
     from .log import configure
     from .main import Launch, run
     from .settings import load
@@ -55,6 +57,11 @@ def worker(
         batch_size=batch_size,
         drain_timeout_s=drain_timeout,
     )
+    if broker_url().startswith("memory:"):
+        raise ValueError(
+            f"the broker {broker_url()!r} lives inside one process, and nobody could send to this worker;"
+            " set BROKER_URL=sqlite:///queue.db, or unset BROKER_URL and BROKER_BACKEND"
+        )
     configure(settings.log_level, settings.log_format)
     code = asyncio.run(run(settings, Launch(ready_file, until_stdin_closes)))
     if code:

@@ -37,9 +37,9 @@ class Crew:
         for number, ready in enumerate(self._ready):
             ready.unlink(missing_ok=True)
             with (logs / f"worker-{number}.log").open("wb") as log:
-                # A session of its own keeps Ctrl-C for us; its standard input ends when we do, however we end.
+                # A session of its own keeps Ctrl-C for us; its standard input ends when we end.
                 self._processes.append(
-                    subprocess.Popen(
+                    subprocess.Popen(  # noqa: S603 - our own command
                         [*command, "--ready-file", str(ready)],
                         env=environment,
                         stdin=subprocess.PIPE,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from broker import Batching, Broker, DeadlineExceeded, Delivery, RetryPolicy, connect
+from broker import Batching, Broker, DeadlineExceeded, RetryPolicy, connect
 from broker.settings import broker_url
 
 from .settings import WorkerSettings
@@ -101,6 +101,8 @@ async def _work(settings: WorkerSettings, launch: Launch, stop: asyncio.Event) -
 async def _process(
     broker: Broker, settings: WorkerSettings, handler: ImageHandler, stop: asyncio.Event
 ) -> None:
+    from classifier import declared_pixels
+
     try:
         totals = await broker.process(
             settings.topic,
@@ -110,7 +112,7 @@ async def _process(
                 max_messages=settings.batch_size,
                 max_wait=settings.max_wait_s,
                 concurrency=_OVERLAP,
-                cost=_pixels,
+                cost=lambda delivery: declared_pixels(delivery.message.data),
                 max_cost=_MAX_BATCH_PIXELS,
             ),
             retry=RetryPolicy(attempts=settings.attempts),
@@ -120,12 +122,6 @@ async def _process(
     finally:
         log.info("rows", **asdict(handler.tally))
     log.info("stopped", **asdict(totals))
-
-
-def _pixels(delivery: Delivery) -> float:
-    from classifier.images import declared_pixels
-
-    return declared_pixels(delivery.message.data)
 
 
 @asynccontextmanager

@@ -163,6 +163,20 @@ class Ordering(Checks):
         assert seen == {key: [f"{key}{number}".encode() for number in range(8)] for key in "abc"}
 
     @needs(KEY_ORDER)
+    async def test_order_holds_behind_a_member_that_keeps_none(self, bench: Bench) -> None:
+        """What a member without order holds, or held when it died, still comes before its successors."""
+        await bench.broker.publish(bench.topic, _keyed("a", 3))
+        async with bench.subscribe() as without, bench.subscribe(order="key") as ordered:
+            await bench.harness.rebalanced()
+            assert bodies(await bench.take(without, 1)) == [b"a0"]
+            await bench.nothing_comes(ordered)
+            await bench.harness.crash(without)
+            await bench.nothing_comes(ordered)
+            await bench.advance_leases()
+            seen = [bodies(await bench.take_and_ack(ordered, 1)) for _ in range(3)]
+        assert seen == [[b"a0"], [b"a1"], [b"a2"]]
+
+    @needs(KEY_ORDER)
     async def test_messages_without_a_key_wait_for_nobody(self, bench: Bench) -> None:
         """Messages that have no key are all handed over at once, beside those that have one."""
         keyless = [Message(data=b"%d" % number) for number in range(10)]

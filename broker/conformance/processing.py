@@ -47,6 +47,10 @@ class Processing(Checks):
 
     async def test_a_retry_waits_for_its_backoff(self, bench: Bench) -> None:
         """A retried message comes after the delay of the policy, on the backend's clock; others pass."""
+
+        async def delayed() -> bool:
+            return (await bench.stats()).delayed == 1
+
         failing = (b"0", 1)
         handler = Recorder(
             lambda each: Retry("later") if (each.message.data, each.attempt) == failing else Done()
@@ -54,8 +58,8 @@ class Processing(Checks):
         await bench.publish(10)
         async with processing(bench, handler, retry=RetryPolicy(attempts=3, base=60.0, cap=60.0)) as running:
             await running.until_settled(9)
+            await bench.eventually(delayed, "the failed message is delayed")
             assert handler.seen[b"0"] == [1]
-            assert (await bench.stats()).delayed == 1
             await bench.harness.advance(61.0)
             await running.until_settled(10)
             await running.finish()

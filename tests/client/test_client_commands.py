@@ -175,6 +175,7 @@ def _confirmed(ledger: Path) -> int:
         (("client", "send", "--images", "1"), {"COUTURIER_CREATE": "false"}, 69, "images"),
         (("results",), {"SINK_URL": "postgresql://h/d"}, 78, "SINK_URL"),
         (("results", "--limit", "-1"), {}, 2, "--limit"),
+        (("results", "--id", "x", "--label", "Bag"), {}, 2, "--label"),
         (("audit",), {}, 69, "images"),
         (("audit", "--ledger", "/nowhere.db"), {}, 1, "/nowhere.db does not exist"),
     ],
