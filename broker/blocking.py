@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from .connect import Broker, connect
 from .drivers.base import Order, Start
+from .errors import Closed
 from .message import Capabilities, Delivery, GroupStats, Message, Receipt
 from .subscription import MAX_BYTES, MAX_IN_FLIGHT, Subscription
 
@@ -82,9 +83,10 @@ class BlockingSubscription:
         return self._portal.call(self._subscription.receive, max_messages, timeout)
 
     def __iter__(self) -> Iterator[Delivery]:
-        """Yield deliveries one by one for as long as the subscription is open."""
-        while True:
-            yield from self.receive(max_messages=1, timeout=60.0)
+        """Yield deliveries one by one until the subscription is closed or drained."""
+        with suppress(Closed):
+            while True:
+                yield from self.receive(max_messages=1, timeout=60.0)
 
     def ack(self, deliveries: Delivery | Iterable[Delivery]) -> None:
         """Finish deliveries."""

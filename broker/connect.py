@@ -136,7 +136,14 @@ class Broker:
         receipts: list[Receipt] = []
         for first in range(0, len(valid), _SEND_CHUNK):
             chunk = valid[first : first + _SEND_CHUNK]
-            for message, answer in zip(chunk, await driver.send(topic, chunk), strict=True):
+            try:
+                answers = await driver.send(topic, chunk)
+            except BrokerError as error:
+                if not receipts:
+                    raise
+                failed.update((message.id, error) for message in valid[first:])
+                break
+            for message, answer in zip(chunk, answers, strict=True):
                 if isinstance(answer, Receipt):
                     receipts.append(answer)
                 else:

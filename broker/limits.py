@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from datetime import datetime
+
 from .errors import BrokerError, InvalidMessage, MessageTooLarge
 from .message import Capabilities, Message
 
@@ -16,35 +19,42 @@ def check_message(message: Message, capabilities: Capabilities) -> BrokerError |
         return InvalidMessage(f"data must be bytes, not {type(message.data).__name__}")
     if len(message.data) > capabilities.max_message_bytes:
         return MessageTooLarge(len(message.data), capabilities.max_message_bytes)
-    if len(message.attributes) > capabilities.max_attributes:
+    return _check_attributes(message.attributes, capabilities) or _check_fields(message)
+
+
+def _check_attributes(attributes: Mapping[str, str], capabilities: Capabilities) -> BrokerError | None:
+    if not isinstance(attributes, Mapping):
+        return InvalidMessage(f"attributes must be a mapping, not {type(attributes).__name__}")
+    backend, longest = capabilities.backend, capabilities.max_attribute_bytes
+    if len(attributes) > capabilities.max_attributes:
         return InvalidMessage(
-            f"{len(message.attributes)} attributes; the {capabilities.backend} backend takes"
-            f" {capabilities.max_attributes}"
+            f"{len(attributes)} attributes; the {backend} backend takes {capabilities.max_attributes}"
         )
-    for name, value in message.attributes.items():
+    for name, value in attributes.items():
         if not isinstance(name, str) or not isinstance(value, str):
             return InvalidMessage(f"attribute {name!r}={value!r}: names and values must be text")
-        longest = max(_size(name), _size(value))
-        if longest > capabilities.max_attribute_bytes:
+        if not (_is_text(name) and _is_text(value)):
+            return InvalidMessage(f"attribute {name!r}={value[:64]!r} is not valid Unicode text")
+        size = max(_size(name), _size(value))
+        if size > longest:
             return InvalidMessage(
-                f"attribute {name[:64]!r} has {longest:,} bytes; the {capabilities.backend} backend takes"
-                f" {capabilities.max_attribute_bytes:,}"
+                f"attribute {name[:64]!r} has {size:,} bytes; the {backend} backend takes {longest:,}"
             )
-    return _check_fields(message)
+    return None
 
 
 def _check_fields(message: Message) -> BrokerError | None:
     if not message.id:
         return InvalidMessage("id must not be empty")
-    if message.time.tzinfo is None:
-        return InvalidMessage(f"time {message.time.isoformat()} has no time zone")
+    if not isinstance(message.time, datetime) or message.time.tzinfo is None:
+        return InvalidMessage(f"time must be a datetime with a time zone, not {message.time!r}")
     for name in ("id", "key", "content_type", "type", "source", "subject"):
         value = getattr(message, name)
         if value is None and name in ("key", "subject"):
             continue
         if not isinstance(value, str):
             return InvalidMessage(f"{name} must be text, not {type(value).__name__}")
-        if not value.isascii() and not _is_utf8(value):
+        if not _is_text(value, errors="strict"):
             return InvalidMessage(f"{name} {value[:64]!r} is not valid Unicode text")
     return None
 
@@ -53,9 +63,11 @@ def _size(text: str) -> int:
     return len(text) if text.isascii() else len(text.encode("utf-8", "surrogateescape"))
 
 
-def _is_utf8(text: str) -> bool:
+def _is_text(text: str, errors: str = "surrogateescape") -> bool:
+    if text.isascii():
+        return True
     try:
-        text.encode()
+        text.encode("utf-8", errors)
     except UnicodeEncodeError:
         return False
     return True

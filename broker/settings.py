@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -63,4 +63,4 @@ def broker_url() -> str:
         return settings.broker_url
     if settings.broker_backend == "memory":
         return "memory://"
-    return f"sqlite:///{home() / 'queue.db'}"
+    return f"sqlite:///{quote(str(home().absolute() / 'queue.db'))}"

@@ -336,7 +336,8 @@ class Subscription:
                 continue
             try:
                 gone = await self._member.extend(list(self._open))
-            except BrokerError as error:
+            except Exception as error:
+                # Whatever it was, the next renewal may work; a keeper that stopped would lose every lease.
                 log.warning("could not renew %d lease(s) of %s: %s", len(self._open), self.topic, error)
                 continue
             lost = self._take_open(gone)
@@ -344,6 +345,7 @@ class Subscription:
             if lost:
                 log.warning("%d lease(s) of %s went to another member", len(lost), self.topic)
                 self._ready = deque(each for each in self._ready if each not in self._lost)
+                self._changed.set()
 
 
 def _listed(deliveries: Delivery | Iterable[Delivery]) -> list[Delivery]:

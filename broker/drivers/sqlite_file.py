@@ -15,6 +15,7 @@ from ..errors import BrokerError, PermissionDenied, Unavailable
 _APPLICATION_ID = 0x636F7574
 _SCHEMA_VERSION = 1
 _BUSY_TIMEOUT_S = 30.0
+_PRUNED_AT_ONCE = 1000
 # Verdicts are forced to disk at the latest after this.
 _SETTLE_INTERVAL_S = 0.5
 
@@ -64,8 +65,12 @@ class QueueFile:
             except OSError as error:
                 raise PermissionDenied(f"cannot create the directory of the queue {path}: {error}") from error
             self.db = sqlite3.connect(path, isolation_level=None, timeout=_BUSY_TIMEOUT_S)
-            self._create()
-            self._prune(forget_before)
+            try:
+                self._create()
+                self._prune(forget_before)
+            except BaseException:
+                self.db.close()
+                raise
 
     def close(self) -> None:
         """Close the connection; verdicts are forced to disk before."""
@@ -109,14 +114,22 @@ class QueueFile:
                 time.sleep(0.01)
 
     def _prune(self, before: float) -> None:
-        """Delete what was stored ``before`` and every group of its topic has settled."""
-        with self.transaction(durable=False):
-            self.db.execute(
-                """DELETE FROM messages WHERE stored_at < ?
-                   AND seq <= (SELECT min(cursor) FROM groups g WHERE g.topic_id = messages.topic_id)
-                   AND NOT EXISTS (SELECT 1 FROM pending p WHERE p.seq = messages.seq)""",
-                (before,),
-            )
+        """Delete what was stored ``before`` and lies ahead of everything that a group has not settled."""
+        settled = self.query(
+            """SELECT topic_id, min(coalesce(
+                   (SELECT min(seq) - 1 FROM pending p WHERE p.group_id = g.group_id), cursor))
+               FROM groups g GROUP BY topic_id""",
+            (),
+        )
+        statement = """DELETE FROM messages WHERE seq IN (SELECT seq FROM messages
+            WHERE topic_id = ? AND seq <= ? AND stored_at < ? ORDER BY seq LIMIT ?)"""
+        for topic_id, last in settled:
+            # In small steps, because publishers and lease keepers wait meanwhile.
+            count = _PRUNED_AT_ONCE
+            while count == _PRUNED_AT_ONCE:
+                with self.transaction(durable=False):
+                    values = (topic_id, last, before, _PRUNED_AT_ONCE)
+                    count = self.db.execute(statement, values).rowcount
 
     @contextlib.contextmanager
     def transaction(self, *, durable: bool) -> Iterator[None]:
@@ -170,7 +183,7 @@ def map_error(error: sqlite3.Error, path: Path) -> BrokerError:
     Source: the primary result codes of sqlite.org/rescode.html.
     """
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL):
         return Unavailable(f"the queue {path} was locked by another process for {_BUSY_TIMEOUT_S:g} s")
     if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_NOMEM):
         return Unavailable(f"the queue {path} cannot be written: {error}; is the disk full?")

@@ -127,10 +127,7 @@ class SqliteStore(QueueFile):
                 """INSERT INTO pending (group_id, seq, available_at, failures, token, key)
                    VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE
                    SET available_at = excluded.available_at, token = excluded.token""",
-                [
-                    (member.group_id, row[0], now + lease, row[1], token, row[3] if member.by_key else None)
-                    for row in taken
-                ],
+                [(member.group_id, row[0], now + lease, row[1], token, row[3]) for row in taken],
             )
             if taken and taken[-1][0] > cursor:
                 self.db.execute(

@@ -20,7 +20,8 @@ class Batching:
             processor never waits.
         concurrency: batches that may run at once.
         cost: opaque cost of one delivery, such as decoded pixels; None counts nothing.
-        max_cost: most cost of one batch; a dearer delivery runs alone.
+        max_cost: most cost of one batch; a dearer delivery counts as this much, so it runs with none but
+            free ones.
 
     Raises:
         ValueError: a field is out of its range.

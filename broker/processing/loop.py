@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import BrokerError, DeadlineExceeded, LeaseLost, Unavailable
 from ..message import Delivery, Redelivery
+from ..subscription import MAX_IN_FLIGHT, Subscription
 from .batcher import Batcher, Batching
 from .dead_letter import EXHAUSTED, OPERATORS, dead_letter_topic, letter_attributes
 from .outcomes import Done, Outcome, Reject, Retry, RetryPolicy, describe
 
 if TYPE_CHECKING:
     from ..connect import Broker
-    from ..subscription import Subscription
 
 log = logging.getLogger("broker")
 
@@ -76,7 +76,8 @@ class Processor:
         Raises:
             DeadlineExceeded: the drain took longer than ``drain_timeout`` seconds.
         """
-        held = self._batching.max_messages * (2 * self._batching.concurrency + 1)
+        # As many retries may wait for their backoff; small batches must not stall on a few of them.
+        held = max(MAX_IN_FLIGHT, self._batching.max_messages * (2 * self._batching.concurrency + 1))
         async with self._broker.subscribe(self._topic, group=self._group, max_in_flight=held) as subscription:
             if dead_letter:
                 self._letters = dead_letter_topic(self._topic, self._group)
