@@ -43,7 +43,27 @@ def onnx_bytes(network: Network) -> bytes:
             program.save(target, external_data=False)  # type: ignore[arg-type] # the stub omits file objects
     except ModuleNotFoundError as error:
         raise MissingExtra("exporting", "train", error.name) from error
-    return target.getvalue()
+    return _without_traces(target.getvalue())
+
+
+def _without_traces(model: bytes) -> bytes:
+    """The exporter notes on every node the source lines, with this machine's paths, that made it."""
+    import onnx
+
+    document = onnx.load_from_string(model)
+    graph = document.graph
+    for part in (
+        document,
+        graph,
+        *graph.node,
+        *graph.value_info,
+        *graph.input,
+        *graph.output,
+        *graph.initializer,
+    ):
+        part.doc_string = ""
+        del part.metadata_props[:]
+    return bytes(document.SerializeToString())
 
 
 def int8_bytes(model: bytes, images: NDArray[np.uint8]) -> bytes:

@@ -38,6 +38,17 @@ def test_a_bundle_holds_every_file_and_nothing_else(exported: Bundle) -> None:
     assert sorted(path.name for path in exported.directory.iterdir()) == sorted([*FILES, MANIFEST])
 
 
+def test_no_file_tells_where_it_was_made(exported: Bundle) -> None:
+    """Neither paths of the exporting machine nor source lines travel with a model."""
+    import classifier
+
+    home = str(Path(classifier.__file__).parent).encode()
+    for path in exported.directory.iterdir():
+        content = path.read_bytes()
+        assert home not in content, path.name
+        assert b"stack_trace" not in content, path.name
+
+
 def test_all_engines_agree_on_the_held_out_images(exported: Bundle, run: Any) -> None:
     """Torch, fp32 and int8 give (nearly) the same accuracy, and the manifest says which."""
     found = {

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker import Broker, NotFound, connect, dead_letter_topic
+from broker import Broker, Delivery, NotFound, connect, dead_letter_topic
 from client import Client, Ledger
 from client.audit import Books, audit, balance, balance_counts
 from client.results import ResultsWriter
@@ -122,3 +122,33 @@ async def test_an_unknown_topic_has_no_books(tmp_path: Path, ledger: Ledger) -> 
     async with connect(f"memory://{tmp_path.name}") as broker:
         with pytest.raises(NotFound):
             await audit(broker, "nowhere", GROUP, tmp_path / "results.db", ledger)
+
+
+class Moving(Broker):
+    """A broker whose workers finish messages while somebody looks."""
+
+    def __init__(self, name: str, move: Callable[[Broker], Awaitable[None]]) -> None:
+        super().__init__(connect(f"memory://{name}")._driver)
+        self.move = move
+
+    async def browse(self, topic: str, group: str) -> AsyncIterator[Delivery]:
+        """Show what is there between two steps of the workers."""
+        if topic == TOPIC:
+            await self.move(self)
+        async for each in super().browse(topic, group):
+            yield each
+        if topic == TOPIC:
+            await self.move(self)
+
+
+@pytest.mark.anyio
+async def test_a_message_that_moves_while_the_books_are_read_is_not_missed(
+    tmp_path: Path, ledger: Ledger, row: Callable[..., ResultRow]
+) -> None:
+    """Stored just before or just after the look at the queue, it counts as stored."""
+    path = tmp_path / "results.db"
+    async with Moving(tmp_path.name, lambda broker: settle(broker, path, row, rows=4, dead=1)) as broker:
+        await broker.ensure(TOPIC, GROUP)
+        await Client(broker, TOPIC, ledger).publish([b"x"] * 10)
+        found = await audit(broker, TOPIC, GROUP, path, ledger)
+    assert (found.stored, found.dead_lettered, found.in_flight, found.lost) == (8, 2, 0, 0)
