@@ -31,8 +31,9 @@ if TYPE_CHECKING:
     from broker import Broker
     from client.run import Run
     from client.settings import ClientSettings
-    from client.sources.fashion_mnist import FashionMnist
     from worker.crew import Crew
+
+Images = Mapping[str | None, bytes]
 
 FAILED, WRONG_CONFIGURATION, UNAVAILABLE, DRAIN_TIMED_OUT, INTERRUPTED = 1, 78, 69, 75, 130
 # Looked up by name, because importing the classes would cost every command its start-up time.
@@ -109,9 +110,9 @@ def demo(
     if backend is not None:
         os.environ["BROKER_BACKEND"] = backend
     plan = Plan(images, bad_ratio, workers, seed, model, picture)
-    run, source, backend_name, start = asyncio.run(_run_demo(plan))
+    run, images_by_subject, backend_name, start = asyncio.run(_run_demo(plan))
     typer.echo("measuring decode + predict alone …", err=True)
-    outcome = _judge(plan, run, source, backend_name, start)
+    outcome = _judge(plan, run, images_by_subject, backend_name, start)
     if as_json:
         import json
 
@@ -157,7 +158,7 @@ class Outcome:
         }
 
 
-async def _run_demo(plan: Plan) -> tuple[Run, FashionMnist, str, float]:
+async def _run_demo(plan: Plan) -> tuple[Run, Images, str, float]:
     """Publish, wait for the workers, look up what became of it; the last is when publishing began."""
     from broker import connect
     from broker.settings import home
@@ -172,13 +173,14 @@ async def _run_demo(plan: Plan) -> tuple[Run, FashionMnist, str, float]:
     if note := embedded_note():
         typer.echo(note, err=True)
     source = FashionMnist(plan.images, plan.seed, plan.bad_ratio)
-    next(iter(source))  # encodes the pictures now, not while the clock runs
     async with connect() as broker:
         if settings.create:
             await broker.ensure(settings.topic, settings.group)
         with Ledger() as ledger, _progress() as progress, _workers(plan, home() / "demo", url) as crew:
             bars = [progress.add_task(name, total=plan.images) for name in ("published", "classified")]
             starting = progress.add_task("workers", total=plan.workers)
+            # Encodes all pictures while the workers start, not while the clock runs.
+            sound = {each.request.subject: each.request.image for each in source if each.kind == "good"}
             await crew.ready(lambda count: progress.update(starting, completed=count))
             client = Client(broker, settings.topic, ledger)
             start = time.time()
@@ -189,7 +191,7 @@ async def _run_demo(plan: Plan) -> tuple[Run, FashionMnist, str, float]:
             await crew.stop()
             mine = list(ledger.entries(run_id=sent.run_id))
             run = await collect(broker, settings.topic, settings.group, settings.results_path(), mine)
-            return run, source, broker.capabilities.backend, start
+            return run, sound, broker.capabilities.backend, start
 
 
 @contextmanager
@@ -234,13 +236,12 @@ async def _settled(
             raise OSError(f"{left} message(s) did not move for {_STALLED_S:g} s; see `couturier doctor`")
 
 
-def _judge(plan: Plan, run: Run, source: FashionMnist, backend: str, start: float) -> Outcome:
+def _judge(plan: Plan, run: Run, images: Images, backend: str, start: float) -> Outcome:
     from broker.settings import home
     from classifier import Classifier
     from classifier.metrics import wilson
     from classifier.throughput import engine_rate
 
-    images = {each.request.subject: each.request.image for each in source if each.kind == "good"}
     offline = Classifier.load(plan.model).predict(list(images.values()))
     expected = {name: getattr(each, "label", None) for name, each in zip(images, offline, strict=True)}
     rate = len(run.entries) / ((run.last_stored or time.time()) - start)
@@ -265,7 +266,7 @@ def _judge(plan: Plan, run: Run, source: FashionMnist, backend: str, start: floa
     return Outcome(report, run)
 
 
-def _draw(run: Run, images: Mapping[str | None, bytes], path: Path) -> None:
+def _draw(run: Run, images: Images, path: Path) -> None:
     from client.contact_sheet import draw_contact_sheet
 
     tiles = run.tiles(images, _TILES, _TILES_WRONG)

@@ -11,8 +11,9 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 from .connect import Broker, connect
 from .drivers.base import Order, Start
 from .errors import Closed
+from .limits import MAX_BYTES, MAX_IN_FLIGHT
 from .message import Capabilities, Delivery, GroupStats, Message, Receipt
-from .subscription import MAX_BYTES, MAX_IN_FLIGHT, Subscription
+from .subscription import Subscription
 
 
 @contextmanager

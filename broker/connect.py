@@ -12,11 +12,11 @@ from urllib.parse import parse_qsl, urlsplit
 
 from .drivers.base import Driver, Order, Start
 from .errors import BrokerError, Closed, PublishError
-from .limits import check_message
+from .limits import MAX_BYTES, MAX_IN_FLIGHT, Limits, check_message
 from .message import Capabilities, Delivery, GroupStats, Message, Receipt
 from .processing.batcher import Batching
 from .processing.outcomes import RetryPolicy
-from .subscription import MAX_BYTES, MAX_IN_FLIGHT, Limits, Subscription
+from .subscription import Subscription
 
 if TYPE_CHECKING:
     from .processing.loop import Handler, Totals

@@ -1,12 +1,33 @@
-"""Limits of a message, checked before anything is sent."""
+"""Limits: of a message, checked before anything is sent, and of what a subscription may hold."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import datetime
 
 from .errors import BrokerError, InvalidMessage, MessageTooLarge
 from .message import Capabilities, Message
+
+MAX_IN_FLIGHT = 1000
+MAX_BYTES = 256 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much one subscription may hold.
+
+    Attributes:
+        max_in_flight: unsettled deliveries; as many again may wait for the delay of a ``nack``.
+        max_bytes: bodies of unsettled deliveries. One larger message still comes, alone.
+    """
+
+    max_in_flight: int = MAX_IN_FLIGHT
+    max_bytes: int = MAX_BYTES
+
+    def __post_init__(self) -> None:
+        if self.max_in_flight < 1 or self.max_bytes < 1:
+            raise ValueError(f"max_in_flight and max_bytes must be at least 1, not {self}")
 
 
 def check_message(message: Message, capabilities: Capabilities) -> BrokerError | None:

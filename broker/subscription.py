@@ -8,13 +8,13 @@ import heapq
 import logging
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 from weakref import WeakSet
 
 from .drivers.base import Driver, Order, Room, SubscriptionDriver
 from .errors import BrokerError, Closed, LeaseLost
+from .limits import Limits
 from .message import Delivery, Redelivery
 
 log = logging.getLogger("broker")
@@ -22,25 +22,6 @@ log = logging.getLogger("broker")
 # One driver call waits no longer than this, so that close and cancellation are prompt on every backend.
 _SLICE_S = 0.2
 _ITERATION_BATCH = 32
-MAX_IN_FLIGHT = 1000
-MAX_BYTES = 256 * 1024 * 1024
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """How much one subscription may hold.
-
-    Attributes:
-        max_in_flight: unsettled deliveries; as many again may wait for the delay of a ``nack``.
-        max_bytes: bodies of unsettled deliveries. One larger message still comes, alone.
-    """
-
-    max_in_flight: int = MAX_IN_FLIGHT
-    max_bytes: int = MAX_BYTES
-
-    def __post_init__(self) -> None:
-        if self.max_in_flight < 1 or self.max_bytes < 1:
-            raise ValueError(f"max_in_flight and max_bytes must be at least 1, not {self}")
 
 
 class Subscription:

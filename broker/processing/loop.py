@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import BrokerError, DeadlineExceeded, LeaseLost, Unavailable
+from ..limits import MAX_IN_FLIGHT
 from ..message import Delivery, Redelivery
-from ..subscription import MAX_IN_FLIGHT, Subscription
+from ..subscription import Subscription
 from .batcher import Batcher, Batching
 from .dead_letter import EXHAUSTED, OPERATORS, dead_letter_topic, letter_attributes
 from .outcomes import Done, Outcome, Reject, Retry, RetryPolicy, describe
@@ -97,7 +98,7 @@ class Processor:
     async def _take_and_start(self, subscription: Subscription, stopped: asyncio.Task[bool]) -> None:
         """Take deliveries in and start batches until ``stopped`` is done."""
         clock = asyncio.get_running_loop().time
-        backlog = self._batching.max_messages * self._batching.concurrency
+        backlog = self._batching.max_messages
         while not stopped.done():
             self._start_batches(subscription, clock())
             if self._intake is None and not self._outages and len(self._batcher) <= backlog:
