@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-# Ours alone, so that a program that seeds `random` does not repeat ids; asking the kernel costs 20 times as much.
+# Ours alone, so that a program that seeds `random` repeats no ids. Asking the kernel each time is slow.
 _random = random.Random()  # noqa: S311 - unique, not secret
 os.register_at_fork(after_in_child=_random.seed)
 
