@@ -48,7 +48,7 @@ def train(
     ] = 0.0,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the checkpoint in --out.")] = False,
 ) -> None:
-    """Train a model on Fashion-MNIST and export it as a bundle.
+    """Train a model and export it as a bundle.
 
     With --val-fraction the held-out share measures the model and the 10,000 validation images stay
     untouched; without it every training image is used and those 10,000 measure the result once.
@@ -82,7 +82,7 @@ def evaluate(
     engine: EngineName = "onnx",
     as_json: AsJson = False,
 ) -> None:
-    """Measure a model on the 10,000 validation images."""
+    """Measure a model on the validation images."""
     with _errors():
         import json
 
@@ -107,7 +107,10 @@ def predict(
     engine: EngineName = "onnx",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
 ) -> None:
-    """Classify image files; bad ones are reported and do not stop the rest."""
+    """Classify images, folders and zips.
+
+    Bad images are reported and do not stop the rest.
+    """
     with _errors():
         from itertools import islice
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import signal
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -12,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    import asyncio
+
     from .audit import Balance
     from .client import SendReport
     from .settings import ClientSettings
@@ -60,6 +61,8 @@ def send(
     json: Json = False,
 ) -> None:
     """Publish Fashion-MNIST validation images, or your own files, folders and zips."""
+    import asyncio
+
     from .display import print_report
     from .settings import load, shared_broker_url
 
@@ -113,7 +116,12 @@ def audit(
     group: Group = None,
     json: Json = False,
 ) -> None:
-    """Prove that nothing was lost; exit 0 only when nothing is missing."""
+    """Prove that nothing was lost.
+
+    Balances published = stored + dead letters + in the queue + lost; exits 0 only when nothing is missing.
+    """
+    import asyncio
+
     from .display import print_balance
     from .settings import load, shared_broker_url
 
@@ -183,6 +191,8 @@ async def _audit(settings: ClientSettings, path: Path | None) -> Balance:
 
 def _stop_on_signals() -> asyncio.Event:
     """Return an event that the first Ctrl-C or SIGTERM sets; the second one ends the process."""
+    import asyncio
+
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
 

@@ -19,7 +19,7 @@ Reason = Annotated[str | None, typer.Option(help="Only letters with this reason.
 
 def register(app: typer.Typer) -> None:
     """Mount the commands under ``dlq``."""
-    commands = typer.Typer(help="Dead letters: what could not be classified, and why.", no_args_is_help=True)
+    commands = typer.Typer(help="See and replay dead letters.", no_args_is_help=True)
     commands.command("list")(list_letters)
     commands.command("show")(show)
     commands.command("replay")(replay_letters)
@@ -33,7 +33,7 @@ def list_letters(
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many.")] = None,
     as_json: Json = False,
 ) -> None:
-    """List dead letters, oldest first; changes nothing."""
+    """List dead letters, oldest first."""
     found = [each for each in _letters(topic, group) if reason in (None, each.reason)][:limit]
     if as_json:
         import json
@@ -61,7 +61,10 @@ def show(
     out: Annotated[Path | None, typer.Option(help="Write the body, unchanged, to this file.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Show one dead letter, and write its body to a file; changes nothing."""
+    """Show one dead letter.
+
+    With --out its body is written to a file. Changes nothing.
+    """
     found = [each for each in _letters(topic, group) if each.message_id == message_id]
     if not found:
         raise typer.BadParameter(
@@ -89,7 +92,9 @@ def replay_letters(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be replayed.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Send dead letters back to the topic they came from: by id, by --reason, or --all.
+    """Send dead letters through again.
+
+    By id, by --reason, or --all: back to the topic they came from.
 
     Run it again after an interruption; a result is never stored twice.
     """

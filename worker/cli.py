@@ -37,7 +37,10 @@ def worker(
         bool, typer.Option("--until-stdin-closes", help="Drain when standard input ends, too.")
     ] = False,
 ) -> None:
-    """Classify images from the queue until SIGTERM or Ctrl-C, then finish what is held."""
+    """Classify images from the queue.
+
+    Until SIGTERM or Ctrl-C; then it finishes what it holds and exits 0. A second signal ends it at once.
+    """
     for name in _THREAD_VARIABLES:
         os.environ.setdefault(name, "1")
     import asyncio

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from typing import Annotated
 
 import typer
@@ -37,7 +35,10 @@ def register(app: typer.Typer) -> None:
 
 
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False) -> None:
-    """Check that this machine can run couturier; exits 1 when something that it needs fails."""
+    """Check that this machine is ready.
+
+    Exits 1 when something that a worker needs fails.
+    """
     findings = [_examine(what, look) for what, look in _LOOKS.items()]
     if as_json:
         typer.echo(json.dumps([asdict(each) for each in findings], indent=2))
@@ -59,10 +60,14 @@ def _examine(what: str, look: Callable[[], str]) -> Finding:
 
 
 def _look_at_python() -> str:
+    from importlib.metadata import version
+
     return f"couturier {version('couturier')}, Python {sys.version.split()[0]}, {os.cpu_count()} cores"
 
 
 def _look_at_broker() -> str:
+    import asyncio
+
     from broker import connect
     from broker.settings import broker_url
 
@@ -74,6 +79,8 @@ def _look_at_broker() -> str:
 
 
 def _look_at_sink() -> str:
+    import asyncio
+
     from .settings import WorkerSettings
     from .sinks import open_sink
 
