@@ -76,7 +76,8 @@ def _exit_code(error: BaseException) -> int | None:
     """Return the exit code for an error that a user can cause, or None for a bug of ours."""
     for kind in type(error).__mro__:
         code = _EXIT_CODES.get(f"{kind.__module__}.{kind.__name__}")
-        if code is not None:
+        # Ours raise plain ValueError; its subclasses, such as a decoding error, are bugs.
+        if code is not None and not (kind is ValueError and type(error) is not ValueError):
             return code
     return None
 

@@ -169,9 +169,10 @@ class Subscription:
             Whether everything was settled in time. Close the subscription afterwards.
         """
         await self._stop_intake()
-        with contextlib.suppress(LeaseLost):
-            await self.release(list(self._ready))
+        untaken = list(self._ready)
         self._ready.clear()
+        with contextlib.suppress(LeaseLost):
+            await self.release(untaken)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout):
                 while self._open:
@@ -182,13 +183,13 @@ class Subscription:
 
     async def aclose(self) -> None:
         """Stop intake, hand open deliveries back at once, leave the group. A second call does nothing."""
-        if self._member is None:
-            return
-        await self._stop_intake()
-        await self._await_settling()
-        self._ready.clear()
         member, self._member = self._member, None
+        if member is None:
+            return
         try:
+            await self._stop_intake()
+            self._ready.clear()
+            await self._await_settling()
             if self._open:
                 await member.settle([], list(self._open), [])
             await member.flush()
@@ -317,6 +318,8 @@ class Subscription:
                 continue
             try:
                 gone = await self._member.extend(list(self._open))
+            except Closed:
+                return
             except Exception as error:
                 # Whatever it was, the next renewal may work; a keeper that stopped would lose every lease.
                 log.warning("could not renew %d lease(s) of %s: %s", len(self._open), self.topic, error)

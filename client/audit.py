@@ -22,6 +22,10 @@ _COUNTS_ONLY = (
     "there is no ledger, so these are the broker's counts: they cannot show which messages are missing, nor"
     " tell this topic's rows from those of others in the same results file"
 )
+_STRANGERS = (
+    "{} message(s) came from senders without this ledger; of theirs only what is still in the queue or a dead"
+    " letter can be seen"
+)
 _UNCONFIRMED = "the sender never learnt whether {} message(s) were stored; they may still appear"
 
 
@@ -94,12 +98,17 @@ class Balance:
 def balance(books: Books) -> Balance:
     """Balance by id. A row counts before a dead letter, a dead letter before a place in the queue."""
     seen = books.stored | books.dead | books.unsettled
-    published = books.confirmed | (books.unconfirmed & seen)
+    # What is in the queue or among the dead letters was published, whether the ledger knows it or not.
+    published = books.confirmed | (books.unconfirmed & seen) | books.unsettled | books.dead
     stored = published & books.stored
     dead = (published & books.dead) - stored
     waiting = (published & books.unsettled) - stored - dead
     lost = published - stored - dead - waiting
     silent = len(books.unconfirmed - published)
+    strangers = len(published - books.confirmed - books.unconfirmed)
+    notes = [_UNCONFIRMED.format(silent)] if silent else []
+    if strangers:
+        notes.append(_STRANGERS.format(strangers))
     return Balance(
         published=len(published),
         stored=len(stored),
@@ -110,7 +119,7 @@ def balance(books: Books) -> Balance:
         unconfirmed=silent,
         unexpected=len(books.stored - published),
         lost_ids=tuple(sorted(lost)),
-        notes=(_UNCONFIRMED.format(silent),) if silent else (),
+        notes=tuple(notes),
     )
 
 
@@ -155,7 +164,7 @@ async def audit(broker: Broker, topic: str, group: str, results: Path, ledger: L
         NotFound: topic or group was never ensured.
         ClientError: the results or the ledger cannot be read.
     """
-    if ledger is None:
+    if ledger is None or not await asyncio.to_thread(ledger.knows, topic):
         return await _audit_counts(broker, topic, group, results)
     first = await _audit_ids(broker, topic, group, results, ledger)
     if not first.lost:

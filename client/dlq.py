@@ -8,9 +8,14 @@ from typing import Any
 
 from broker import OPERATORS, Broker, Delivery, NotFound, dead_letter_topic
 
+from .errors import ReplayIncomplete
+
 _REPLAYS = "couturier-replays"
 # All letters are held while the chosen ones are sent on, so that none is met twice.
 _MOST_HELD = 1_000_000
+_MOST_HELD_BYTES = 2 * 1024**3
+# What a replay that was killed still holds comes back when its lease ends; a little later we give up.
+_PATIENCE_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +102,7 @@ async def replay(broker: Broker, topic: str, group: str, chosen: Callable[[Lette
 
     Raises:
         NotFound: the topic that a letter names no longer exists; what was sent before stays sent.
+        ReplayIncomplete: someone else holds some of them.
     """
     # A letter that fails again while we work is a new one; it is not among these.
     waiting = {each.identity async for each in letters(broker, topic, group) if chosen(each)}
@@ -104,8 +110,14 @@ async def replay(broker: Broker, topic: str, group: str, chosen: Callable[[Lette
     if not waiting:
         return sent
     name = dead_letter_topic(topic, group)
-    async with broker.subscribe(name, group=OPERATORS, max_in_flight=_MOST_HELD) as subscription:
-        while waiting and (deliveries := await subscription.receive(timeout=1.0)):
+    patience = broker.capabilities.lease + _PATIENCE_S
+    async with broker.subscribe(
+        name, group=OPERATORS, max_in_flight=_MOST_HELD, max_bytes=_MOST_HELD_BYTES
+    ) as subscription:
+        while waiting:
+            deliveries = await subscription.receive(timeout=patience)
+            if not deliveries:
+                raise ReplayIncomplete([each.message_id for each in sent], len(waiting))
             for delivery in deliveries:
                 letter = letter_of(delivery)
                 if letter.identity in waiting:

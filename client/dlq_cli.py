@@ -34,7 +34,7 @@ def list_letters(
     as_json: Json = False,
 ) -> None:
     """List dead letters, oldest first."""
-    found = [each for each in _letters(topic, group) if reason in (None, each.reason)][:limit]
+    found = _letters(topic, group, lambda each: reason in (None, each.reason), limit)
     if as_json:
         import json
 
@@ -65,7 +65,7 @@ def show(
 
     With --out its body is written to a file. Changes nothing.
     """
-    found = [each for each in _letters(topic, group) if each.message_id == message_id]
+    found = _letters(topic, group, lambda each: each.message_id == message_id, with_data=True)
     if not found:
         raise typer.BadParameter(
             f"no dead letter {message_id!r} in {topic!r}; `couturier dlq list` shows all"
@@ -106,7 +106,7 @@ def replay_letters(
         return (not ids or letter.message_id in ids) and reason in (None, letter.reason)
 
     if dry_run:
-        picked = [each for each in _letters(topic, group) if chosen(each)]
+        picked = _letters(topic, group, chosen)
     else:
         import asyncio
 
@@ -123,16 +123,30 @@ def replay_letters(
         raise typer.Exit(1)
 
 
-def _letters(topic: str, group: str) -> list[Letter]:
+def _letters(
+    topic: str,
+    group: str,
+    chosen: Callable[[Letter], bool],
+    limit: int | None = None,
+    with_data: bool = False,
+) -> list[Letter]:
+    """Return the first letters that are chosen; without their bodies, which may not fit into memory."""
     import asyncio
+    from dataclasses import replace
 
     from broker import connect
 
     from .dlq import letters
 
     async def gather() -> list[Letter]:
+        found: list[Letter] = []
         async with connect() as broker:
-            return [each async for each in letters(broker, topic, group)]
+            async for each in letters(broker, topic, group):
+                if chosen(each):
+                    found.append(each if with_data else replace(each, data=b""))
+                if limit is not None and len(found) >= limit:
+                    break
+        return found
 
     return asyncio.run(gather())
 

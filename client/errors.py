@@ -6,6 +6,7 @@
     ├── StoreError             no    a results or ledger file is missing, unreadable, or is something else
     │   └── StoreUnavailable   yes   it is locked, its disk is full or failing
     ├── SourceError            no    images to be sent cannot be read
+    ├── ReplayIncomplete       yes   some dead letters are held by someone else
     └── ResultsTimeout         yes   results did not arrive in time
 
 Every message says what failed and what to do next. Bad configuration is a ``ValueError`` that names the
@@ -39,6 +40,25 @@ class StoreUnavailable(StoreError):  # noqa: N818 - reads as the state it names
 
 class SourceError(ClientError):
     """Images to be sent cannot be read."""
+
+
+class ReplayIncomplete(ClientError):  # noqa: N818 - reads as the state it names
+    """Some dead letters could not be replayed: someone else holds them, or did until shortly before.
+
+    Attributes:
+        sent: message ids of the letters that were replayed.
+        left: how many were not.
+    """
+
+    retryable = True
+
+    def __init__(self, sent: Iterable[str], left: int) -> None:
+        self.sent = tuple(sent)
+        self.left = left
+        super().__init__(
+            f"{len(self.sent)} letter(s) replayed, {left} not: another reader of the dead letters holds them,"
+            " or they do not fit into memory beside the others; run the same command again"
+        )
 
 
 class ResultsTimeout(ClientError):  # noqa: N818 - reads as the state it names

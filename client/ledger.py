@@ -154,6 +154,12 @@ class Ledger:
             for row in self._db.execute(query, {"topic": topic, "run_id": run_id}):
                 yield Entry(*row)
 
+    def knows(self, topic: str) -> bool:
+        """Return whether anything was recorded for ``topic``."""
+        with guarded(self.path):
+            query = "SELECT EXISTS (SELECT 1 FROM ledger WHERE topic = ?)"
+            return bool(self._db.execute(query, (topic,)).fetchone()[0])
+
     def ids(self, topic: str, state: State) -> set[str]:
         """Return the ids of all messages to ``topic`` that are in ``state``."""
         query = "SELECT message_id FROM ledger WHERE topic = ? AND state = ?"

@@ -100,13 +100,13 @@ class ImageHandler:
                 outcomes[place] = Reject("invalid-image", detail, stage="decode")
             else:
                 rows.append(self._row(delivery, answer, stored_at, stamp))
-        self.tally.invalid += len(deliveries) - len(rows)
-        self.tally.expired += len(due) - len(images)
         if rows:
             report = await write_patiently(self._sink, rows, self._sink_deadline_s)
             self._count(report)
             if report.refused:
                 _blame(deliveries, outcomes, report)
+        self.tally.invalid += len(deliveries) - len(rows)
+        self.tally.expired += len(due) - len(images)
         return outcomes
 
     def close(self) -> None:

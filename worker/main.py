@@ -170,13 +170,16 @@ def _public(url: str) -> str:
 def _on_signals(stop: asyncio.Event, cancel: Callable[[], object]) -> asyncio.Event:
     """Drain on the first SIGTERM or SIGINT; on the second set the returned event and cancel at once."""
     interrupted = asyncio.Event()
+    # Not `stop` itself: standard input that ends sets it too, and is no signal.
+    signalled = asyncio.Event()
 
     def on_signal(number: signal.Signals) -> None:
-        if stop.is_set():
+        if signalled.is_set():
             interrupted.set()
             cancel()
             return
         log.info("draining; a second signal ends at once", signal=number.name)
+        signalled.set()
         stop.set()
 
     loop = asyncio.get_running_loop()

@@ -14,10 +14,9 @@ from ..errors import BrokerError, PermissionDenied, Unavailable
 # "cout": marks the file as ours, so that no other database is ever written to.
 _APPLICATION_ID = 0x636F7574
 _SCHEMA_VERSION = 1
-_BUSY_TIMEOUT_S = 30.0
+# Short, because whoever meets `Unavailable` tries again, and a shutdown may meet it several times in a row.
+_BUSY_TIMEOUT_S = 3.0
 _PRUNED_AT_ONCE = 1000
-# Verdicts are forced to disk at the latest after this.
-_SETTLE_INTERVAL_S = 0.5
 
 _SCHEMA = """
 CREATE TABLE topics (
@@ -58,7 +57,7 @@ class QueueFile:
 
     def __init__(self, path: Path, forget_before: float) -> None:
         self.path = path
-        self._unsynced_since: float | None = None
+        self._unsynced = False
         with mapped(path):
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -146,10 +145,7 @@ class QueueFile:
                     self.db.execute("ROLLBACK")
                 raise
         # An fsync of the log covers everything that was committed before it.
-        if durable:
-            self._unsynced_since = None
-        elif self._unsynced_since is None:
-            self._unsynced_since = time.monotonic()
+        self._unsynced = not durable
 
     def query(self, statement: str, values: tuple[Any, ...]) -> list[Any]:
         """Return the rows of a read outside a transaction."""
@@ -158,14 +154,9 @@ class QueueFile:
 
     def sync(self) -> None:
         """Force every earlier commit of this connection to disk."""
-        if self._unsynced_since is not None:
+        if self._unsynced:
             with self.transaction(durable=True):
                 self.db.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
-
-    def sync_if_due(self) -> None:
-        """Force verdicts to disk that are older than the settle interval."""
-        if self._unsynced_since is not None and time.monotonic() - self._unsynced_since > _SETTLE_INTERVAL_S:
-            self.sync()
 
 
 @contextlib.contextmanager

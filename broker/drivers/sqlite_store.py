@@ -14,7 +14,11 @@ from .base import Room
 from .sqlite_file import QueueFile
 
 _FIELDS = "id, key, content_type, type, source, subject, time, attributes, data"
-_COLUMNS = ", ".join(f"m.{name.strip()}" for name in _FIELDS.split(","))
+# Later than any clock: it waits until the message before it with the same key is settled.
+_NOT_ITS_TURN = float("inf")
+_PAGE = Room(messages=200, size_bytes=16 * 1024 * 1024, alone=True)
+# SQLite takes at least 999 parameters in one statement, whatever it was built with.
+_SEQS_AT_ONCE = 500
 # The first message of a key that this group has not settled; those behind it wait.
 _IN_TURN = """ AND NOT EXISTS (
     SELECT 1 FROM pending q WHERE q.group_id = p.group_id AND q.key = p.key AND q.seq < p.seq)"""
@@ -122,55 +126,73 @@ class SqliteStore(QueueFile):
                 "SELECT cursor FROM groups WHERE group_id = ?", (member.group_id,)
             ).fetchone()[0]
             found += self._unread(member, limit.messages - len(found), cursor, now)
-            taken = found[: limit.fitting(len(row[-1]) for row in found)]
+            taken = found[: limit.fitting(row[3] for row in found)]
             self.db.executemany(
                 """INSERT INTO pending (group_id, seq, available_at, failures, token, key)
                    VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE
                    SET available_at = excluded.available_at, token = excluded.token""",
-                [(member.group_id, row[0], now + lease, row[1], token, row[3]) for row in taken],
+                [
+                    (member.group_id, seq, now + lease, failures, token, key)
+                    for seq, failures, key, _ in taken
+                ],
             )
             if taken and taken[-1][0] > cursor:
                 self.db.execute(
                     "UPDATE groups SET cursor = max(cursor, ?) WHERE group_id = ?",
                     (taken[-1][0], member.group_id),
                 )
-        received_at = utc_now()
-        return [_delivery(row, member.topic, received_at, token) for row in taken]
+        return self._deliveries(member, taken, token)
 
     def _returned(self, member: Membership, limit: int, now: float) -> list[Any]:
-        """Return rows whose lease or delay has ended."""
+        """Return position, failures, key and size of what had its lease or delay end."""
         in_turn = _IN_TURN if member.by_key else ""
         return self.db.execute(
-            f"""SELECT m.seq, p.failures, {_COLUMNS} FROM pending p JOIN messages m ON m.seq = p.seq
+            f"""SELECT p.seq, p.failures, p.key, length(m.data)
+                FROM pending p JOIN messages m ON m.seq = p.seq
                 WHERE p.group_id = ? AND p.available_at <= ?{in_turn}
                 ORDER BY p.available_at, p.seq LIMIT ?""",  # noqa: S608 - fixed texts
             (member.group_id, now, limit),
         ).fetchall()
 
     def _unread(self, member: Membership, limit: int, cursor: int, now: float) -> list[Any]:
-        """Return rows behind the cursor; with ``order="key"`` those whose key is busy are set aside."""
+        """Return the same of what lies behind the cursor; with ``order="key"`` busy keys are set aside."""
         rows = self.db.execute(
-            f"""SELECT m.seq, 0, {_COLUMNS} FROM messages m
-                WHERE m.topic_id = ? AND m.seq > ? ORDER BY m.seq LIMIT ?""",  # noqa: S608 - fixed texts
+            """SELECT seq, 0, key, length(data) FROM messages
+               WHERE topic_id = ? AND seq > ? ORDER BY seq LIMIT ?""",
             (member.topic_id, cursor, limit),
         ).fetchall()
         if not member.by_key:
             return rows
         in_turn = []
         for row in rows:
+            is_first = (row[2] is None) or not self.db.execute(
+                "SELECT EXISTS (SELECT 1 FROM pending WHERE group_id = ? AND key = ?)",
+                (member.group_id, row[2]),
+            ).fetchone()[0]
             # Every row enters `pending`, so that the cursor can pass those that must wait their turn.
             self.db.execute(
                 "INSERT INTO pending (group_id, seq, available_at, failures, key) VALUES (?, ?, ?, 0, ?)",
-                (member.group_id, row[0], now, row[3]),
+                (member.group_id, row[0], now if is_first else _NOT_ITS_TURN, row[2]),
             )
-            first = self.db.execute(
-                "SELECT min(seq) FROM pending WHERE group_id = ? AND key = ?", (member.group_id, row[3])
-            ).fetchone()[0]
-            if first in (None, row[0]):
+            if is_first:
                 in_turn.append(row)
         if rows:
             self.db.execute("UPDATE groups SET cursor = ? WHERE group_id = ?", (rows[-1][0], member.group_id))
         return in_turn
+
+    def _deliveries(self, member: Membership, rows: Sequence[Any], token: int) -> list[Delivery]:
+        """Read the messages of (position, failures, ...) rows; only now their bodies enter memory."""
+        received_at = utc_now()
+        found: dict[int, Any] = {}
+        for first in range(0, len(rows), _SEQS_AT_ONCE):
+            seqs = [row[0] for row in rows[first : first + _SEQS_AT_ONCE]]
+            marks = ", ".join("?" * len(seqs))
+            query = f"SELECT seq, {_FIELDS} FROM messages WHERE seq IN ({marks})"  # noqa: S608 - constants
+            found.update((row[0], row[1:]) for row in self.query(query, tuple(seqs)))
+        return [
+            Delivery(_message(found[row[0]]), member.topic, row[1] + 1, received_at, Lease(row[0], token))
+            for row in rows
+        ]
 
     def settle(
         self,
@@ -181,23 +203,33 @@ class SqliteStore(QueueFile):
         now: float,
     ) -> list[Delivery]:
         """Persist verdicts; return those whose lease is no longer this one."""
-        delete = "DELETE FROM pending WHERE group_id = ? AND seq = ? AND token = ?"
+        delete = "DELETE FROM pending WHERE group_id = ? AND seq = ? AND token = ? RETURNING key"
         update = """UPDATE pending SET token = NULL, available_at = ?, failures = ?
                     WHERE group_id = ? AND seq = ? AND token = ?"""
         lost = []
         with self.transaction(durable=False):
             for each in acks:
                 where = (member.group_id, each.receipt.seq, each.receipt.token)
-                if not self.db.execute(delete, where).rowcount:
+                row = self.db.execute(delete, where).fetchone()
+                if row is None:
                     lost.append(each)
+                elif row[0] is not None:
+                    self._wake_next(member, row[0], now)
             back = [(each, now, each.attempt - 1) for each in releases]
             back += [(retry.delivery, now + retry.delay, retry.attempt - 1) for retry in retries]
             for each, available_at, failures in back:
                 where = (member.group_id, each.receipt.seq, each.receipt.token)
                 if not self.db.execute(update, (available_at, failures, *where)).rowcount:
                     lost.append(each)
-        self.sync_if_due()
         return lost
+
+    def _wake_next(self, member: Membership, key: str, now: float) -> None:
+        """Let the next message of a key take its turn, if it was set aside."""
+        self.db.execute(
+            """UPDATE pending SET available_at = ? WHERE available_at = ? AND group_id = ? AND seq = (
+                   SELECT min(seq) FROM pending WHERE group_id = ? AND key = ?)""",
+            (now, _NOT_ITS_TURN, member.group_id, member.group_id, key),
+        )
 
     def extend(self, member: Membership, deliveries: Sequence[Delivery], until: float) -> list[Delivery]:
         """Renew leases; return those that are no longer ours."""
@@ -245,9 +277,10 @@ class SqliteStore(QueueFile):
             """SELECT (SELECT count(*) FROM messages m WHERE m.topic_id = g.topic_id AND m.seq > g.start),
                       (SELECT count(*) FROM messages m WHERE m.topic_id = g.topic_id AND m.seq > g.cursor),
                       count(p.seq) FILTER (WHERE available_at > ? AND token IS NOT NULL),
-                      count(p.seq) FILTER (WHERE available_at > ? AND token IS NULL), count(p.seq)
+                      count(p.seq) FILTER (WHERE available_at > ? AND available_at < ? AND token IS NULL),
+                      count(p.seq)
                FROM groups g LEFT JOIN pending p USING (group_id) WHERE group_id = ?""",
-            (now, now, member.group_id),
+            (now, now, _NOT_ITS_TURN, member.group_id),
         )
         published, unread, in_flight, delayed, pending = rows[0]
         return GroupStats(
@@ -258,22 +291,22 @@ class SqliteStore(QueueFile):
             ready=unread + pending - in_flight - delayed,
         )
 
-    def browse(self, member: Membership, after: int, limit: int) -> list[Delivery]:
+    def browse(self, member: Membership, after: int) -> list[Delivery]:
         """Return a page of what the group has not settled, in the order of the log."""
         rows = self.query(
-            f"""SELECT m.seq, coalesce(p.failures, 0), {_COLUMNS}
-                FROM groups g JOIN messages m ON m.topic_id = g.topic_id
-                LEFT JOIN pending p ON p.group_id = g.group_id AND p.seq = m.seq
-                WHERE g.group_id = ? AND m.seq > ? AND (p.seq IS NOT NULL OR m.seq > g.cursor)
-                ORDER BY m.seq LIMIT ?""",  # noqa: S608 - fixed texts
-            (member.group_id, after, limit),
+            """SELECT m.seq, coalesce(p.failures, 0), length(m.data)
+               FROM groups g JOIN messages m ON m.topic_id = g.topic_id
+               LEFT JOIN pending p ON p.group_id = g.group_id AND p.seq = m.seq
+               WHERE g.group_id = ? AND m.seq > ? AND (p.seq IS NOT NULL OR m.seq > g.cursor)
+               ORDER BY m.seq LIMIT ?""",
+            (member.group_id, after, _PAGE.messages),
         )
-        return [_delivery(row, member.topic, utc_now(), 0) for row in rows]
+        return self._deliveries(member, rows[: _PAGE.fitting(row[2] for row in rows)], token=0)
 
 
-def _delivery(row: Any, topic: str, received_at: datetime, token: int) -> Delivery:
-    seq, failures, message_id, key, content_type, kind, source, subject, when, attributes, data = row
-    message = Message(
+def _message(row: Any) -> Message:
+    message_id, key, content_type, kind, source, subject, when, attributes, data = row
+    return Message(
         data=data,
         key=key,
         attributes={} if attributes == "{}" else json.loads(attributes),
@@ -284,4 +317,3 @@ def _delivery(row: Any, topic: str, received_at: datetime, token: int) -> Delive
         subject=subject,
         time=datetime.fromisoformat(when),
     )
-    return Delivery(message, topic, failures + 1, received_at, Lease(seq, token))

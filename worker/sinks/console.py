@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import sys
 from collections.abc import Sequence
 from typing import TextIO
@@ -25,7 +26,9 @@ class ConsoleSink:
         self._form = _short if self._stream.isatty() else _json
 
     async def open(self) -> None:
-        """Nothing to do."""
+        """End with the reader, as every filter does; what was not acked comes again elsewhere."""
+        if self._stream is sys.__stdout__:
+            signal.signal(signal.SIGPIPE, signal.SIG_DFL)
 
     async def write(self, rows: Sequence[ResultRow]) -> WriteReport:
         """Print rows and flush."""

@@ -6,6 +6,7 @@ import asyncio
 import fcntl
 import json
 import os
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +17,8 @@ from client.schema import ResultRow
 from .base import SinkUnavailable, WriteReport
 
 _READ_BYTES = 1024 * 1024
+_LOCK_TIMEOUT_S = 2.0
+_LOCK_POLL_S = 0.002
 
 
 class JsonlSink:
@@ -43,8 +46,8 @@ class JsonlSink:
         loop = asyncio.get_running_loop()
         try:
             return await loop.run_in_executor(self._thread, self._write, rows)
-        except OSError as error:
-            raise SinkUnavailable(f"{self._path}: {error.strerror or error}") from error
+        except (OSError, StoreError) as error:
+            raise SinkUnavailable(f"{self._path}: {error}") from error
 
     async def aclose(self) -> None:
         """Close the file once the running write is done."""
@@ -130,7 +133,16 @@ class _Locked:
         self._file = file
 
     def __enter__(self) -> None:
-        fcntl.flock(self._file, fcntl.LOCK_EX)
+        deadline = time.monotonic() + _LOCK_TIMEOUT_S
+        while True:
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                # A stopped worker may hold it for good; the caller tries again, and can be drained meanwhile.
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(_LOCK_POLL_S)
 
     def __exit__(self, *_: object) -> None:
         fcntl.flock(self._file, fcntl.LOCK_UN)
