@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import tracemalloc
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -298,3 +299,36 @@ def no_thread_left() -> Iterator[None]:
     before = threading.active_count()
     yield
     assert threading.active_count() <= before
+
+
+async def test_only_what_fits_is_read(path: Path) -> None:
+    """Bodies over the byte cap stay in the file; they do not pass through memory to be thrown away."""
+    async with Broker(SqliteDriver(path)) as broker:
+        await broker.ensure("images", group="workers")
+        for _ in range(20):
+            await broker.publish("images", [Message(data=bytes(2_000_000))])
+        async with broker.subscribe("images", group="workers", max_bytes=5_000_000) as subscription:
+            tracemalloc.start()
+            held = await subscription.receive(timeout=5.0)
+            assert await subscription.receive(timeout=0.3) == []
+            _, peak = tracemalloc.get_traced_memory()
+            tracemalloc.stop()
+            assert len(held) == 2
+            assert peak < 12_000_000
+
+
+async def test_verdicts_reach_the_disk_without_further_calls(
+    driver: SqliteDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The settle interval holds even if nobody receives or settles any more."""
+    broker = Broker(driver)
+    broker._opened = True
+    await broker.publish("images", [Message(data=b"x")])
+    async with broker.subscribe("images", group="workers") as subscription:
+        await subscription.ack(await subscription.receive(timeout=5.0))
+        store = driver._store
+        assert store is not None
+        assert store._unsynced
+        async with asyncio.timeout(5.0):
+            while store._unsynced:
+                await asyncio.sleep(0.01)

@@ -253,3 +253,51 @@ async def test_a_publish_that_fails_on_its_way_is_told(broker: Broker, driver: F
     stored = {each.message.id async for each in broker.browse(TOPIC, GROUP)}
     assert isinstance(error.value, PublishError), "1,000 messages are stored, and nobody can tell which"
     assert stored == {each.id for each in messages} - set(error.value.failed)
+
+
+async def test_a_drain_hands_out_nothing_that_it_hands_back(broker: Broker) -> None:
+    """What an iteration handled beside a drain is settled, and what the drain handed back was not handled."""
+    await broker.publish(TOPIC, [Message(data=b"%d" % number) for number in range(60)])
+    handled = 0
+    async with broker.subscribe(TOPIC, group=GROUP) as subscription:
+
+        async def iterate() -> None:
+            nonlocal handled
+            async for delivery in subscription:
+                await subscription.ack(delivery)
+                handled += 1
+
+        task = asyncio.create_task(iterate())
+        while not handled:
+            await asyncio.sleep(0)
+        assert await subscription.drain(5.0)
+        await task
+    assert (await broker.stats(TOPIC, GROUP)).settled == handled
+
+
+async def test_a_close_that_is_cancelled_ends_the_leases_all_the_same(
+    broker: Broker, driver: FaultyDriver
+) -> None:
+    """No task goes on renewing what a half-closed member held."""
+    before = asyncio.all_tasks()
+    subscription = broker.subscribe(TOPIC, group=GROUP)
+    await subscription.__aenter__()
+    await hold(broker, subscription, 3)
+    asyncio.create_task(subscription.receive(timeout=5.0)).cancel()
+    fetching = asyncio.create_task(subscription.receive(timeout=5.0))
+    await asyncio.sleep(0)
+    closing = asyncio.create_task(subscription.aclose())
+    await asyncio.sleep(0)
+    closing.cancel()
+    await asyncio.gather(closing, fetching, return_exceptions=True)
+    async with asyncio.timeout(5.0):
+        while asyncio.all_tasks() - before:
+            await asyncio.sleep(0.01)
+
+
+async def test_closing_twice_at_once_is_closing_once(broker: Broker) -> None:
+    """Whoever comes second has nothing to do."""
+    async with broker.subscribe(TOPIC, group=GROUP) as subscription:
+        await hold(broker, subscription, 3)
+        await asyncio.gather(subscription.aclose(), subscription.aclose())
+    assert (await broker.stats(TOPIC, GROUP)).ready == 3

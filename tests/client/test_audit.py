@@ -152,3 +152,18 @@ async def test_a_message_that_moves_while_the_books_are_read_is_not_missed(
         await Client(broker, TOPIC, ledger).publish([b"x"] * 10)
         found = await audit(broker, TOPIC, GROUP, path, ledger)
     assert (found.stored, found.dead_lettered, found.in_flight, found.lost) == (8, 2, 0, 0)
+
+
+@pytest.mark.anyio
+async def test_messages_of_other_senders_are_not_passed_over(tmp_path: Path, ledger: Ledger) -> None:
+    """A ledger that knows nothing of a topic proves nothing; one that knows some says what it does not."""
+    path = tmp_path / "results.db"
+    async with connect(f"sqlite:///{tmp_path}/queue.db") as broker:
+        await broker.ensure(TOPIC, GROUP)
+        await Client(broker, TOPIC).publish([b"x"] * 5)
+        unknown = await audit(broker, TOPIC, GROUP, path, ledger)
+        assert (unknown.basis, unknown.in_flight, unknown.balanced) == ("broker", 5, False)
+        await Client(broker, TOPIC, ledger).publish([b"x"] * 2)
+        partly = await audit(broker, TOPIC, GROUP, path, ledger)
+        assert (partly.published, partly.in_flight, partly.balanced) == (7, 7, False)
+        assert "5 message(s)" in partly.notes[0]

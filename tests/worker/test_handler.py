@@ -289,7 +289,7 @@ async def process_all(broker: Broker, handler: ImageHandler) -> Totals:
     stop = asyncio.Event()
 
     async def watch() -> None:
-        while (await broker.stats(TOPIC, GROUP)).unsettled:  # noqa: ASYNC110 - another task settles
+        while (await broker.stats(TOPIC, GROUP)).unsettled:
             await asyncio.sleep(0.01)
         stop.set()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import io
 import json
 import multiprocessing
@@ -19,7 +20,7 @@ from client import StoreError
 from client.results import WriteReport
 from client.schema import ResultRow
 from worker import Sink, SinkUnavailable, open_sink
-from worker.sinks import write_patiently
+from worker.sinks import jsonl, write_patiently
 from worker.sinks.console import ConsoleSink
 from worker.sinks.jsonl import JsonlSink
 from worker.sinks.sqlite import SqliteSink
@@ -232,3 +233,18 @@ async def test_a_short_outage_is_retried_and_a_long_one_is_unavailable() -> None
     assert short.calls == 3
     with pytest.raises(Unavailable, match="away"):
         await write_patiently(Away(10**9), [row("a")], deadline_s=0.05)
+
+
+async def test_a_file_that_another_process_holds_for_good_is_an_outage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stopped worker that holds the lock makes the others wait, not hang."""
+    monkeypatch.setattr(jsonl, "_LOCK_TIMEOUT_S", 0.1)
+    sink = JsonlSink(tmp_path / "rows.jsonl")
+    await sink.open()
+    with (tmp_path / "rows.jsonl").open("rb") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(SinkUnavailable):
+            await sink.write([row("a")])
+    assert (await sink.write([row("a")])).new == 1
+    await sink.aclose()
