@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Self
 from urllib.parse import parse_qsl, urlsplit
 
 from .drivers.base import Driver, Order, Start
+from .drivers.options import public_url
 from .errors import BrokerError, Closed, PublishError
 from .limits import MAX_BYTES, MAX_IN_FLIGHT, Limits, check_message
 from .message import Capabilities, Delivery, GroupStats, Message, Receipt
@@ -49,13 +50,15 @@ def connect(url: str | None = None) -> Broker:
     scheme = urlsplit(url).scheme
     if scheme not in _DRIVERS:
         known = ", ".join(f"{name}://" for name in sorted(_DRIVERS))
-        raise ValueError(f"{origin}: {url!r} names no backend that is known here; known are {known}")
+        raise ValueError(
+            f"{origin}: {public_url(url)!r} names no backend that is known here; known are {known}"
+        )
     module, factory = _DRIVERS[scheme].split(":")
     try:
         options = dict(parse_qsl(urlsplit(url).query, strict_parsing=bool(urlsplit(url).query)))
         driver: Driver = getattr(importlib.import_module(module), factory)(url, options)
     except ValueError as error:
-        raise ValueError(f"{origin}: {url!r}: {error}") from None
+        raise ValueError(f"{origin}: {public_url(url)!r}: {error}") from None
     return Broker(driver)
 
 
@@ -84,6 +87,11 @@ class Broker:
     def capabilities(self) -> Capabilities:
         """What the backend promises."""
         return self._driver.capabilities
+
+    @property
+    def address(self) -> str:
+        """Where the messages are, without credentials; one text for all who share them."""
+        return self._driver.address
 
     async def aclose(self) -> None:
         """Release the connection. A second call does nothing."""

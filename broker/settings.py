@@ -11,6 +11,8 @@ from urllib.parse import quote, urlsplit
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from .drivers.options import public_url
+
 Backend = Literal["memory", "sqlite"]
 
 
@@ -56,8 +58,8 @@ def broker_url() -> str:
     scheme = urlsplit(settings.broker_url).scheme if settings.broker_url else None
     if settings.broker_url and settings.broker_backend and scheme != settings.broker_backend:
         raise ValueError(
-            f"BROKER_URL={settings.broker_url!r} and BROKER_BACKEND={settings.broker_backend!r} contradict"
-            " each other; unset one of them"
+            f"BROKER_URL={public_url(settings.broker_url)!r} and BROKER_BACKEND={settings.broker_backend!r}"
+            " contradict each other; unset one of them"
         )
     if settings.broker_url:
         return settings.broker_url

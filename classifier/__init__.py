@@ -4,7 +4,7 @@
     results = Classifier.load().predict([png_bytes, jpeg_bytes])
 
 Names are imported on first use: ``import classifier`` costs nothing, and only
-``train``, ``export`` and their kin need torch (``pip install 'couturier[train]'``).
+``train``, ``export`` and their kin need torch (the extra ``train``).
 """
 
 from __future__ import annotations

@@ -187,7 +187,8 @@ def _stoppable(checkpoint: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        typer.echo(f"stopped; {checkpoint} holds the last whole epoch, continue with --resume", err=True)
+        kept = f"{checkpoint} holds the last whole epoch, continue with --resume"
+        typer.echo(f"stopped; {kept if checkpoint.exists() else 'no epoch was finished'}", err=True)
         raise typer.Exit(INTERRUPTED) from None
 
 

@@ -31,7 +31,7 @@ class MissingExtra(ClassifierError):  # noqa: N818 - reads as the state it names
     def __init__(self, purpose: str, extra: str, missing: str | None) -> None:
         super().__init__(
             f"{purpose} needs the extra {extra!r} ({missing} is not installed):"
-            f" pip install 'couturier[{extra}]'"
+            f" `uv sync --extra {extra}`, or `pip install -e '.[{extra}]'` in the checkout"
         )
         self.extra = extra
 

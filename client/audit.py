@@ -19,8 +19,8 @@ from .results import ResultsReader
 
 NO_IDS: frozenset[str] = frozenset()
 _COUNTS_ONLY = (
-    "there is no ledger, so these are the broker's counts: they cannot show which messages are missing, nor"
-    " tell this topic's rows from those of others in the same results file"
+    "no ledger knows this queue and topic, so these are the broker's counts: they cannot show which messages"
+    " are missing, nor tell this topic's rows from those of others in the same results file"
 )
 _STRANGERS = (
     "{} message(s) came from senders without this ledger; of theirs only what is still in the queue or a dead"
@@ -164,7 +164,7 @@ async def audit(broker: Broker, topic: str, group: str, results: Path, ledger: L
         NotFound: topic or group was never ensured.
         ClientError: the results or the ledger cannot be read.
     """
-    if ledger is None or not await asyncio.to_thread(ledger.knows, topic):
+    if ledger is None or not await asyncio.to_thread(ledger.knows, topic, broker.address):
         return await _audit_counts(broker, topic, group, results)
     first = await _audit_ids(broker, topic, group, results, ledger)
     if not first.lost:
@@ -178,8 +178,8 @@ async def audit(broker: Broker, topic: str, group: str, results: Path, ledger: L
 
 async def _audit_ids(broker: Broker, topic: str, group: str, results: Path, ledger: Ledger) -> Balance:
     # Read against the stream, from queue to table: what moves on meanwhile is seen twice, never not at all.
-    confirmed = await asyncio.to_thread(ledger.ids, topic, "confirmed")
-    unconfirmed = await asyncio.to_thread(ledger.ids, topic, "sent")
+    confirmed = await asyncio.to_thread(ledger.ids, topic, "confirmed", broker.address)
+    unconfirmed = await asyncio.to_thread(ledger.ids, topic, "sent", broker.address)
     unsettled = {each.message.id async for each in broker.browse(topic, group)}
     dead = await _dead(broker, topic, group)
     stored, duplicate_rows = await asyncio.to_thread(_rows, results)

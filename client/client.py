@@ -20,6 +20,8 @@ Progress = Callable[["SendReport"], None]
 # One batch is what is held in memory and what one ledger transaction covers.
 _BATCH_MESSAGES = 500
 _BATCH_BYTES = 8 * 1024 * 1024
+# The first batches are small, so that the workers start while the rest is still being sent.
+_FIRST_BATCH_MESSAGES = 64
 # At a given rate a batch is what is due in this time, so that the pace is even.
 _TICK_S = 0.1
 _OUTAGE = RetryPolicy(base=0.1, cap=5.0)
@@ -132,7 +134,8 @@ class Client:
             raise ValueError(f"rate must be above 0 images a second, not {rate}")
         report = report or SendReport()
         stop = stop or asyncio.Event()
-        size = _BATCH_MESSAGES if rate is None else max(1, min(_BATCH_MESSAGES, int(rate * _TICK_S)))
+        most = _BATCH_MESSAGES if rate is None else max(1, min(_BATCH_MESSAGES, int(rate * _TICK_S)))
+        size = min(most, _FIRST_BATCH_MESSAGES)
         source = (_submission(each) for each in images)
         clock = asyncio.get_running_loop().time
         start, taken = clock(), 0
@@ -140,6 +143,7 @@ class Client:
             if rate is not None and await _stopped_before(stop, start + taken / rate - clock()):
                 break
             taken += len(batch)
+            size = min(most, 2 * size)
             refused = await self._publish_batch(batch, report)
             report.refused.update({message_id: str(error) for message_id, error in refused.items()})
             report.elapsed_s = clock() - start
@@ -151,7 +155,9 @@ class Client:
     async def _publish_batch(self, batch: Sequence[Submission], report: SendReport) -> dict[str, BrokerError]:
         """Record, send, mark; return what the broker refused."""
         if self._ledger is not None:
-            await asyncio.to_thread(self._ledger.record, report.run_id, self._topic, batch)
+            await asyncio.to_thread(
+                self._ledger.record, report.run_id, self._topic, batch, self._broker.address
+            )
         refused = await self._send([each.request.to_message() for each in batch])
         stored = [each.request for each in batch if each.request.id not in refused]
         report.published += len(stored)

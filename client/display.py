@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from .audit import Balance
     from .client import Progress as OnProgress
     from .client import SendReport
+    from .dlq import Letter
+    from .run import Run
     from .schema import ResultRow
 
 _SHOWN = 5
@@ -109,11 +111,71 @@ def print_results(rows: Iterable[ResultRow], total: int, as_json: bool) -> None:
             f"{row.latency_s:.3f} s",
             _plain(row.message_id),
         )
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=_PIPE_COLUMNS)
+    console = _stdout()
     console.print(table)
     console.print(f"{table.row_count:,} of {total:,} row(s)")
+
+
+def print_letters(letters: Sequence[Letter]) -> None:
+    """Print dead letters as a table."""
+    table = Table(box=SIMPLE_HEAD)
+    for name in ("message id", "reason", "tried"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("subject")
+    table.add_column("error")
+    for each in letters:
+        words = (_plain(each.message_id), _plain(each.reason), str(each.attempts))
+        table.add_row(*words, _plain(each.subject), _plain(each.error))
+    console = _stdout()
+    console.print(table)
+    console.print(f"{len(letters):,} dead letter(s)")
+
+
+def _stdout() -> Console:
+    """The terminal, or a pipe that is wide enough for whole ids."""
+    console = Console()
+    return console if console.is_terminal else Console(width=_PIPE_COLUMNS)
+
+
+def print_run(report: Mapping[str, Any], run: Run) -> None:
+    """Print what a demo found: recall by class, dead letters, figures."""
+    console = Console()
+    classes = Table("class", "images", "recall", title="Recall by class")
+    for name, (recall, count) in run.recalls().items():
+        classes.add_row(name, f"{count:,}", f"{recall:.1%}")
+    dead = Table("dead letters", "reason", "for example", title="Dead letters")
+    kinds = {(each.reason, each.error.partition(":")[0]): each.error for each in run.letters}
+    for (reason, kind), example in kinds.items():
+        count = sum((each.reason, each.error.partition(":")[0]) == (reason, kind) for each in run.letters)
+        dead.add_row(f"{count:,}", _plain(reason), _plain(example))
+    console.print(classes, dead if run.letters else "no dead letters")
+    for name, text in _figures(report, run).items():
+        console.print(f"[bold]{name:>11}[/bold]  {text}", soft_wrap=True, highlight=False)
+    console.print("\nlook closer: couturier results, couturier dlq list, couturier audit", highlight=False)
+
+
+def _figures(report: Mapping[str, Any], run: Run) -> dict[str, str]:
+    low, high = report["accuracy_interval"]
+    latency = ", ".join(f"{name} {value:,.0f} ms" for name, value in report["latency_ms"].items())
+    efficiency = accuracy = "-"
+    if report["efficiency"] is not None:
+        alone = f"decode + predict alone on the same cores ({report['engine_images_per_second']:,.0f}/s)"
+        efficiency = f"{report['efficiency']:.0%} of {alone}"
+    if report["accuracy"] is not None:
+        interval = f"95 % interval {low:.2%} to {high:.2%}"
+        unlike = f"{report['labels_unlike_offline']} label(s) unlike offline prediction"
+        accuracy = f"{report['accuracy']:.2%} ({interval}); {unlike}"
+    return {
+        "throughput": f"{report['images_per_second']:,.0f} images/s with {report['workers']} workers",
+        "efficiency": efficiency,
+        "latency": latency or "-",
+        "accuracy": accuracy,
+        "books": f"{report['published']:,} published = {report['stored']:,} stored +"
+        f" {report['dead_lettered']:,} dead letters + {report['in_flight']:,} in flight +"
+        f" {report['lost']:,} lost; {report['duplicate_rows']:,} duplicate rows",
+        "as planned": f"{'yes' if run.as_planned else 'NO'}: {report['planted_bad']:,} corrupt on purpose",
+        "picture": report["picture"],
+    }
 
 
 def print_balance(balance: Balance, as_json: bool) -> None:
@@ -141,7 +203,9 @@ def _verdict(balance: Balance) -> str:
     if balance.balanced:
         return "balanced: nothing is missing"
     if balance.lost:
-        return "NOT balanced: messages are lost; `couturier doctor` checks queue and results"
+        return (
+            "NOT balanced: messages are lost, or their rows went to another SINK_URL than the one asked now"
+        )
     if balance.duplicate_rows:
         return "NOT balanced: message ids have more than one row; the table was not made by couturier"
     return "not balanced yet: `couturier worker` takes what is in the queue; then ask again"
@@ -163,9 +227,14 @@ def _speed(report: SendReport) -> float:
     return report.published / report.elapsed_s if report.elapsed_s else 0.0
 
 
+def plain(text: str | None) -> str:
+    """Text of unknown origin, without what a terminal would obey."""
+    return "".join(each if each.isprintable() else "?" for each in text or "")
+
+
 def _plain(text: str | None) -> str:
-    """Text of unknown origin, without what a terminal or rich would obey."""
-    return escape("".join(each if each.isprintable() else "?" for each in text or ""))
+    """The same, and without what rich would obey."""
+    return escape(plain(text))
 
 
 def _share(value: float | None) -> str:

@@ -43,15 +43,9 @@ def list_letters(
     if not found:
         typer.echo("no dead letters")
         return
-    from rich.console import Console
-    from rich.table import Table
+    from .display import print_letters
 
-    table = Table(box=None, title=f"{len(found):,} dead letter(s)", title_justify="left")
-    for name, wraps in (("message id", False), ("reason", False), ("tried", False), ("error", True)):
-        table.add_column(name, no_wrap=not wraps)
-    for each in found:
-        table.add_row(each.message_id, each.reason, str(each.attempts), each.error)
-    Console().print(table)
+    print_letters(found)
 
 
 def show(
@@ -71,6 +65,8 @@ def show(
             f"no dead letter {message_id!r} in {topic!r}; `couturier dlq list` shows all"
         )
     letter = found[-1]
+    from .display import plain
+
     if out is not None:
         out.write_bytes(letter.data)
     if as_json:
@@ -79,7 +75,7 @@ def show(
         typer.echo(json.dumps(letter.to_dict(), indent=2))
     else:
         for name, value in letter.to_dict().items():
-            typer.echo(f"{name:>14}  {value}")
+            typer.echo(f"{name:>14}  {plain(str(value))}")
         typer.echo(f"{'body':>14}  {out if out else f'{letter.data[:32]!r}… (--out FILE writes all of it)'}")
 
 
@@ -138,9 +134,12 @@ def _letters(
 
     from .dlq import letters
 
+    _check_place()
+
     async def gather() -> list[Letter]:
         found: list[Letter] = []
         async with connect() as broker:
+            await broker.stats(topic, group)  # NotFound, if the topic was never made or is misspelt
             async for each in letters(broker, topic, group):
                 if chosen(each):
                     found.append(each if with_data else replace(each, data=b""))
@@ -156,5 +155,16 @@ async def _replay(topic: str, group: str, chosen: Callable[[Letter], bool]) -> l
 
     from .dlq import replay
 
+    _check_place()
     async with connect() as broker:
+        await broker.stats(topic, group)
         return await replay(broker, topic, group, chosen)
+
+
+def _check_place() -> None:
+    """Say which queue is used if none was named; refuse one that no worker can share."""
+    from .settings import embedded_note, shared_broker_url
+
+    shared_broker_url()
+    if note := embedded_note():
+        typer.echo(note, err=True)

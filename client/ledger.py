@@ -28,6 +28,7 @@ _DDL = """
 CREATE TABLE IF NOT EXISTS ledger (
     message_id TEXT PRIMARY KEY NOT NULL,
     sha256 TEXT NOT NULL,
+    broker TEXT NOT NULL,
     topic TEXT NOT NULL,
     run_id TEXT NOT NULL,
     subject TEXT,
@@ -38,7 +39,7 @@ CREATE TABLE IF NOT EXISTS ledger (
 );
 CREATE INDEX IF NOT EXISTS ledger_run ON ledger (run_id)
 """
-_COLUMNS = "message_id, sha256, topic, run_id, subject, label, kind, sent_at, state"
+_COLUMNS = "message_id, sha256, broker, topic, run_id, subject, label, kind, sent_at, state"
 _IDS_AT_ONCE = 900
 
 
@@ -49,6 +50,7 @@ class Entry:
     Attributes:
         message_id: its id.
         sha256: of its body, hexadecimal.
+        broker: whose message it was, the broker's ``address``.
         topic: where it went.
         run_id: the send that it belonged to.
         subject: its subject.
@@ -61,6 +63,7 @@ class Entry:
 
     message_id: str
     sha256: str
+    broker: str
     topic: str
     run_id: str
     subject: str | None
@@ -108,13 +111,21 @@ class Ledger:
         """Close the file."""
         self._db.close()
 
-    def record(self, run_id: str, topic: str, submissions: Iterable[Submission]) -> None:
-        """Write down what is about to be sent; an id that is there already keeps its first entry."""
+    def record(self, run_id: str, topic: str, submissions: Iterable[Submission], broker: str = "") -> None:
+        """Write down what is about to be sent; an id that is there already keeps its first entry.
+
+        Args:
+            run_id: names the send.
+            topic: where it goes.
+            submissions: what is sent.
+            broker: ``Broker.address``, because one ledger may serve several.
+        """
         now = datetime.now(UTC).isoformat()
         rows = [
             (
                 each.request.id,
                 hashlib.sha256(each.request.image).hexdigest(),
+                broker,
                 topic,
                 run_id,
                 each.request.subject,
@@ -126,7 +137,7 @@ class Ledger:
             for each in submissions
         ]
         statement = (
-            f"INSERT INTO ledger ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"  # noqa: S608
+            f"INSERT INTO ledger ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"  # noqa: S608
         )
         with guarded(self.path), transaction(self._db):
             self._db.executemany(statement, rows)
@@ -154,17 +165,18 @@ class Ledger:
             for row in self._db.execute(query, {"topic": topic, "run_id": run_id}):
                 yield Entry(*row)
 
-    def knows(self, topic: str) -> bool:
-        """Return whether anything was recorded for ``topic``."""
+    def knows(self, topic: str, broker: str | None = None) -> bool:
+        """Return whether anything was recorded for ``topic``, of one broker or of any."""
         with guarded(self.path):
-            query = "SELECT EXISTS (SELECT 1 FROM ledger WHERE topic = ?)"
-            return bool(self._db.execute(query, (topic,)).fetchone()[0])
+            query = "SELECT EXISTS (SELECT 1 FROM ledger WHERE topic = ?1 AND broker = coalesce(?2, broker))"
+            return bool(self._db.execute(query, (topic, broker)).fetchone()[0])
 
-    def ids(self, topic: str, state: State) -> set[str]:
-        """Return the ids of all messages to ``topic`` that are in ``state``."""
-        query = "SELECT message_id FROM ledger WHERE topic = ? AND state = ?"
+    def ids(self, topic: str, state: State, broker: str | None = None) -> set[str]:
+        """Return the ids of all messages to ``topic`` that are in ``state``, of one broker or of any."""
+        query = """SELECT message_id FROM ledger
+                   WHERE topic = ?1 AND state = ?2 AND broker = coalesce(?3, broker)"""
         with guarded(self.path):
-            return {message_id for (message_id,) in self._db.execute(query, (topic, state))}
+            return {message_id for (message_id,) in self._db.execute(query, (topic, state, broker))}
 
     def _mark(self, ids: Iterable[str], state: State) -> None:
         source = iter(ids)

@@ -93,7 +93,9 @@ def sqlite_path(url: str, origin: str = "SINK_URL") -> Path:
     """
     parts = urlsplit(url)
     if parts.scheme != "sqlite":
-        raise ValueError(f"{origin}={url!r} is no results table that can be read; use sqlite:///results.db")
+        raise ValueError(
+            f"{origin}={url!r} cannot be read; only rows in SQLite can: run the workers with SINK_URL=sqlite:////absolute/results.db"
+        )
     path = unquote(parts.path[1:])
     if not url.startswith("sqlite:///") or not path or parts.query or parts.fragment:
         raise ValueError(

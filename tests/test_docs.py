@@ -49,3 +49,9 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
     """A reader is never sent to a page that does not exist."""
     for target in re.findall(r"\]\((?!https?:|#|mailto:)([^)#]+)", page.read_text()):
         assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_figure_is_left_blank(page: Path) -> None:
+    """What is to be measured has been measured."""
+    assert not re.findall(r"@[A-Z]+@", page.read_text())

@@ -70,7 +70,7 @@ MISTAKES = {
     "model is a file": Mistake("worker", ("{tmp}/file",), 78, {"COUTURIER_MODEL": "{tmp}/file"}),
     "tampered model": Mistake("worker", ("model.onnx", "sha256"), 78, {"COUTURIER_MODEL": "{tmp}/tampered"}),
     "unknown engine": Mistake("worker --engine gpu", ("gpu", "onnx"), 78),
-    "not created": Mistake("worker", ("images", "ensure"), 69, {"COUTURIER_CREATE": "false"}),
+    "not created": Mistake("worker", ("images", "COUTURIER_CREATE"), 69, {"COUTURIER_CREATE": "false"}),
     "no results yet": Mistake("results", ("results.db", "couturier worker"), 1),
     "no topic to audit": Mistake("audit", ("images",), 69),
     "no such picture": Mistake("predict {tmp}/nothing.png", ("{tmp}/nothing.png",), 2),

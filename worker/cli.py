@@ -26,7 +26,7 @@ def worker(
         str | None, typer.Option(help="onnx, onnx-int8 or torch [COUTURIER_ENGINE, onnx].")
     ] = None,
     batch_size: Annotated[
-        int | None, typer.Option(help="Most images at once [COUTURIER_BATCH_SIZE, 64].")
+        int | None, typer.Option(help="Most images at once [COUTURIER_BATCH_SIZE, 128].")
     ] = None,
     drain_timeout: Annotated[
         float | None,

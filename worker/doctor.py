@@ -53,7 +53,7 @@ def _examine(what: str, look: Callable[[], str]) -> Finding:
     try:
         return Finding(what, "ok", look())
     except ModuleNotFoundError as error:
-        return Finding(what, "missing", f"{error.name} is not installed: pip install 'couturier[train]'")
+        return Finding(what, "missing", f"{error.name} is not installed: `uv sync --extra train`")
     except Exception as error:
         optional = what == "training data"
         return Finding(what, "missing" if optional else "failed", str(error) or type(error).__name__)

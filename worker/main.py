@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 import signal
 import threading
 from collections.abc import AsyncIterator, Callable
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from broker import Batching, Broker, DeadlineExceeded, RetryPolicy, connect
+from broker.drivers.options import public_url
 from broker.settings import broker_url
 
 from .settings import WorkerSettings
@@ -93,7 +93,7 @@ async def _work(settings: WorkerSettings, launch: Launch, stop: asyncio.Event) -
             await broker.ensure(settings.topic, settings.group)
         else:
             await broker.stats(settings.topic, settings.group)  # NotFound now, not later
-        log.info("starting", broker=_public(broker_url()), **_describe(settings, handler))
+        log.info("starting", broker=public_url(broker_url()), **_describe(settings, handler))
         _say_ready(launch)
         await _process(broker, settings, handler, stop)
 
@@ -141,6 +141,8 @@ async def _handler(settings: WorkerSettings, sink: Sink) -> AsyncIterator[ImageH
 
     # Loading takes most of a second; signals are to be heard meanwhile.
     classifier = await asyncio.to_thread(Classifier.load, settings.model, settings.engine, 1)
+    # A machine that decodes or computes differently is found now; and the first image need not warm us up.
+    await asyncio.to_thread(classifier.self_test)
     handler = ImageHandler(classifier, sink, settings.worker_id)
     try:
         yield handler
@@ -153,18 +155,13 @@ def _describe(settings: WorkerSettings, handler: ImageHandler) -> dict[str, obje
     return {
         "topic": settings.topic,
         "group": settings.group,
-        "sink": _public(settings.sink_url),
+        "sink": public_url(settings.sink_url),
         "model": f"{name} {version}",
         "model_hash": model_hash,
         "engine": engine,
         "batch_size": settings.batch_size,
         "worker": settings.worker_id,
     }
-
-
-def _public(url: str) -> str:
-    """The URL without a password."""
-    return re.sub(r"//[^/@]*@", "//***@", url)
 
 
 def _on_signals(stop: asyncio.Event, cancel: Callable[[], object]) -> asyncio.Event:

@@ -41,7 +41,7 @@ class WorkerSettings(BaseSettings):
         default="onnx", validation_alias="COUTURIER_ENGINE", description="onnx, onnx-int8 or torch"
     )
     batch_size: int = Field(
-        default=64, ge=1, le=4096, validation_alias="COUTURIER_BATCH_SIZE", description="most images at once"
+        default=128, ge=1, le=4096, validation_alias="COUTURIER_BATCH_SIZE", description="most images at once"
     )
     max_wait_s: float = Field(
         default=0.02,

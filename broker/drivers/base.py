@@ -112,11 +112,13 @@ class Driver(Protocol):
     Attributes:
         capabilities: what it promises.
         clock: what its leases and delays are measured by.
+        address: where the messages are, without credentials; one text for all who share them.
         admin: its topics and groups.
     """
 
     capabilities: Capabilities
     clock: Clock
+    address: str
     admin: Admin
 
     async def open(self) -> None:

@@ -252,6 +252,7 @@ class MemoryDriver:
     def __init__(self, store: MemoryStore, lease: float = 30.0, clock: Clock | None = None) -> None:
         self.store = store
         self.clock: Clock = clock or SystemClock()
+        self.address = f"memory:{id(store):x}"
         self.admin = self
         self.capabilities = Capabilities(
             backend="memory",

@@ -1,8 +1,14 @@
-"""Options that a backend takes from the query of its URL."""
+"""What a backend takes from its URL, and what of it may be shown."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+
+
+def public_url(url: str) -> str:
+    """Return ``url`` without user and password, for logs and errors."""
+    return re.sub(r"//[^/@]*@", "//***@", url)
 
 
 def take_seconds(options: Mapping[str, str], defaults: Mapping[str, float]) -> dict[str, float]:

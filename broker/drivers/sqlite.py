@@ -49,6 +49,7 @@ class SqliteDriver:
         self, path: Path, lease: float = 10.0, retention: float = 7 * 86_400.0, clock: Clock | None = None
     ) -> None:
         self.clock: Clock = clock or SystemClock(time.time)
+        self.address = f"sqlite:///{path.absolute()}"
         self.admin = self
         self.capabilities = Capabilities(
             backend="sqlite",

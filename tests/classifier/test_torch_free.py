@@ -41,14 +41,14 @@ def test_training_without_torch_names_the_extra() -> None:
         "from classifier import Classifier; Classifier.load(engine='torch')",
     ):
         done = run(code)
-        assert "pip install 'couturier[train]'" in done.stderr
+        assert "pip install -e '.[train]'" in done.stderr
 
 
 def test_the_train_command_without_torch_exits_78() -> None:
     """Wrong configuration, one line, no traceback."""
     done = run("import sys; sys.argv = ['x', 'train']\nfrom classifier.__main__ import app\napp()")
     assert done.returncode == 78
-    assert "pip install 'couturier[train]'" in done.stderr
+    assert "pip install -e '.[train]'" in done.stderr
     assert "Traceback" not in done.stderr
 
 

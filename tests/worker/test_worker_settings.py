@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import structlog
 
+from broker.drivers.options import public_url
 from worker.log import configure
-from worker.main import _public
 from worker.settings import load
 
 
@@ -72,8 +72,8 @@ def test_every_worker_process_has_a_name_of_its_own() -> None:
 
 def test_a_password_is_never_shown() -> None:
     """URLs are logged; what stands before the @ is not."""
-    assert _public("postgresql://bob:secret@host/db") == "postgresql://***@host/db"
-    assert _public("sqlite:////tmp/queue.db") == "sqlite:////tmp/queue.db"
+    assert public_url("postgresql://bob:secret@host/db") == "postgresql://***@host/db"
+    assert public_url("sqlite:////tmp/queue.db") == "sqlite:////tmp/queue.db"
 
 
 @pytest.fixture

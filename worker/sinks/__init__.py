@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from broker.drivers.options import public_url
+
 from .base import Sink, SinkUnavailable, WriteReport, write_patiently
 
 __all__ = ["Sink", "SinkUnavailable", "WriteReport", "open_sink", "write_patiently"]
@@ -33,12 +35,12 @@ def open_sink(url: str) -> Sink:
         from .console import ConsoleSink
 
         return ConsoleSink()
-    raise ValueError(f"SINK_URL={url!r} names no sink that is known here; use {_WORKS}")
+    raise ValueError(f"SINK_URL={public_url(url)!r} names no sink that is known here; use {_WORKS}")
 
 
 def _file(url: str) -> Path:
     parts = urlsplit(url)
     path = unquote(parts.path[1:])
     if not url.startswith("jsonl:///") or not path or parts.query or parts.fragment:
-        raise ValueError(f"SINK_URL={url!r} does not work; use {_WORKS}")
+        raise ValueError(f"SINK_URL={public_url(url)!r} does not work; use {_WORKS}")
     return Path(path)
