@@ -152,6 +152,17 @@ def test_no_process_is_left_behind(home: Path, report: dict[str, Any]) -> None:
     assert workers_of(home) == []
 
 
+@pytest.mark.parametrize(
+    "options", [("--images", "1", "--bad-ratio", "0"), ("--images", "5", "--bad-ratio", "1")]
+)
+def test_the_report_for_people_works_at_the_edges(tmp_path: Path, options: tuple[str, ...]) -> None:
+    """One image, or none that is sound: what has no value is a dash, and the books balance all the same."""
+    done = couturier("demo", *options, env=environment(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert "0 lost; 0 duplicate rows" in done.stdout
+    assert "as planned  yes" in done.stdout
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_an_interrupted_demo_leaves_no_process_behind(tmp_path: Path, number: signal.Signals) -> None:
     """Ctrl-C, an init system or a crash of the demo ends its workers too."""

@@ -81,7 +81,7 @@ MISTAKES = {
     "unknown command": Mistake("demos", ("No such command",), 2),
     "no data set": Mistake("train {tmp}/empty", ("{tmp}/empty", "idx"), 1),
     "wrong data": Mistake("train {tmp}/wrong", ("{tmp}/wrong",), 1),
-    "letter unknown": Mistake("dlq show nobody", ("nobody", "dlq list"), 2),
+    "nothing sent yet": Mistake("dlq list", ("images", "couturier client send"), 69),
     "replay of what?": Mistake("dlq replay", ("--reason", "--all"), 2),
 }
 

@@ -60,3 +60,10 @@ def test_help_imports_nothing_heavy() -> None:
     assert done.returncode == 0, done.stderr
     for command in ("demo", "worker", "client", "results", "dlq", "audit", "doctor", "train", "predict"):
         assert command in done.stdout
+
+
+def test_the_version_is_printed() -> None:
+    """For bug reports."""
+    command = [sys.executable, "-m", "couturier", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("couturier 0.")

@@ -167,3 +167,15 @@ async def test_messages_of_other_senders_are_not_passed_over(tmp_path: Path, led
         partly = await audit(broker, TOPIC, GROUP, path, ledger)
         assert (partly.published, partly.in_flight, partly.balanced) == (7, 7, False)
         assert "5 message(s)" in partly.notes[0]
+
+
+@pytest.mark.anyio
+async def test_one_ledger_serves_several_queues(tmp_path: Path, ledger: Ledger) -> None:
+    """What went to another queue is neither missed nor counted here."""
+    path = tmp_path / "results.db"
+    for name, count in (("one", 3), ("two", 4)):
+        async with connect(f"sqlite:///{tmp_path}/{name}.db") as broker:
+            await broker.ensure(TOPIC, GROUP)
+            await Client(broker, TOPIC, ledger).publish([b"x"] * count)
+            found = await audit(broker, TOPIC, GROUP, path, ledger)
+            assert (found.published, found.in_flight, found.lost) == (count, count, 0)

@@ -153,3 +153,6 @@ def test_the_commands_show_and_replay(tmp_path: Path, monkeypatch: pytest.Monkey
         sent[2].id,
     ]
     assert "no dead letters" in run("list")
+    unknown = CliRunner().invoke(app, ["dlq", "show", "nobody"])
+    assert unknown.exit_code == 2
+    assert "nobody" in unknown.output

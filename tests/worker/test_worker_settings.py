@@ -30,7 +30,7 @@ def test_the_defaults_are_those_of_the_page(tmp_path: Path) -> None:
     settings = load()
     assert (settings.topic, settings.group, settings.create) == ("images", "classifiers", True)
     assert settings.sink_url == f"sqlite:///{tmp_path}/results.db"
-    assert (settings.model, settings.engine, settings.batch_size) == (None, "onnx", 64)
+    assert (settings.model, settings.engine, settings.batch_size) == (None, "onnx", 128)
     assert (settings.attempts, settings.drain_timeout_s) == (5, 25.0)
 
 
