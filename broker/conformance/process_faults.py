@@ -196,20 +196,20 @@ class ProcessFaults(Checks):
             return [Done()] * len(deliveries)
 
         monkeypatch.setattr(bench.broker, "subscribe", remembered)
-        await bench.publish(12)
+        await bench.publish(8)
         async with processing(bench, slow, batch=Batching(max_messages=4)) as running:
-            await running.until(lambda: bool(made) and made[0].in_flight == 12, "process holds all it can")
+            await running.until(lambda: bool(made) and made[0].in_flight == 8, "one batch runs and one waits")
             await bench.harness.freeze(made[0])
             async with bench.subscribe() as other:
                 await bench.advance_leases()
-                came = await bench.take(other, 12)
+                came = await bench.take(other, 8)
                 go_on.set()
                 await bench.publish(1, first=100)
                 await running.until_settled(1)
-                assert (await bench.stats()).in_flight == 12
+                assert (await bench.stats()).in_flight == 8
                 await other.ack(came)
             totals = await running.finish()
-        assert (totals.done, totals.lost_leases) == (1, 12)
+        assert (totals.done, totals.lost_leases) == (1, 8)
 
     async def _one_bad_message(self, bench: Bench, error: BaseException, text: str) -> None:
         """Process 16 messages of which one makes the handler raise ``error``."""

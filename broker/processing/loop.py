@@ -98,11 +98,11 @@ class Processor:
     async def _take_and_start(self, subscription: Subscription, stopped: asyncio.Task[bool]) -> None:
         """Take deliveries in and start batches until ``stopped`` is done."""
         clock = asyncio.get_running_loop().time
-        backlog = self._batching.max_messages
         while not stopped.done():
             self._start_batches(subscription, clock())
-            if self._intake is None and not self._outages and len(self._batcher) <= backlog:
-                room = backlog + self._batching.max_messages - len(self._batcher)
+            # One batch waits and no more: what is held here, an idle member elsewhere cannot have.
+            room = self._batching.max_messages - len(self._batcher)
+            if self._intake is None and not self._outages and room > 0:
                 self._intake = asyncio.create_task(self._receive(subscription, room))
             await self._wait(stopped, *([self._intake] if self._intake else []))
             if self._intake is not None and self._intake.done():
