@@ -75,12 +75,13 @@ class Crew:
             lines = log.read_text(errors="replace").strip().splitlines()
             raise OSError(f"a worker ended: {lines[-1] if lines else 'without a word'} (all of it: {log})")
 
-    async def stop(self) -> list[int]:
-        """Ask every worker to drain; return the exit codes."""
+    async def stop(self) -> None:
+        """Ask every worker to drain; return once all have ended."""
         for each in self._processes:
             if each.poll() is None:
                 each.send_signal(signal.SIGTERM)
-        return [await asyncio.to_thread(each.wait) for each in self._processes]
+        for each in self._processes:
+            await asyncio.to_thread(each.wait)
 
     def kill(self) -> None:
         """End whatever still runs."""
