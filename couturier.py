@@ -20,6 +20,7 @@ try:
 
     import classifier.cli
     import client.cli
+    import client.config_cli
     import client.dlq_cli
     import worker.cli
     import worker.doctor
@@ -70,6 +71,7 @@ def main() -> None:
     app.command()(demo)
     for part in (worker.cli, client.cli, client.dlq_cli, classifier.cli, worker.doctor):
         part.register(app)
+    client.config_cli.register(app, "worker.settings:WorkerSettings")
     try:
         app()
     except (Exception, KeyboardInterrupt) as error:

@@ -14,7 +14,7 @@ from .errors import (
     PublishError,
     Unavailable,
 )
-from .message import Capabilities, Delivery, GroupStats, Message, Receipt
+from .message import Capabilities, Delivery, GroupStats, Lag, Message, Receipt, TopicInfo
 from .processing.batcher import Batching
 from .processing.dead_letter import OPERATORS, dead_letter_topic
 from .processing.loop import Handler, Totals
@@ -34,6 +34,7 @@ __all__ = [
     "GroupStats",
     "Handler",
     "InvalidMessage",
+    "Lag",
     "LeaseLost",
     "ManualClock",
     "Message",
@@ -48,6 +49,7 @@ __all__ = [
     "RetryPolicy",
     "Subscription",
     "SystemClock",
+    "TopicInfo",
     "Totals",
     "Unavailable",
     "connect",

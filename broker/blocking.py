@@ -17,13 +17,13 @@ from .subscription import Subscription
 
 
 @contextmanager
-def connect_blocking(url: str | None = None) -> Iterator[BlockingBroker]:
+def connect_blocking(url: str | None = None, *, claim_check: str | None = None) -> Iterator[BlockingBroker]:
     """Open a broker for use from ordinary functions; arguments and errors are those of ``connect``.
 
     One event loop runs in a thread of its own for as long as the context lasts, and keeps leases alive
     there while the caller works.
     """
-    broker = connect(url)
+    broker = connect(url, claim_check=claim_check)
     with start_blocking_portal() as portal, portal.wrap_async_context_manager(broker):
         yield BlockingBroker(broker, portal)
 

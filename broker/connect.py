@@ -10,11 +10,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 from urllib.parse import parse_qsl, urlsplit
 
+from .claim_check import ClaimCheck
+from .claims import ClaimStore
 from .drivers.base import Driver, Order, Start
 from .drivers.options import public_url
 from .errors import BrokerError, Closed, PublishError
 from .limits import MAX_BYTES, MAX_IN_FLIGHT, Limits, check_message
-from .message import Capabilities, Delivery, GroupStats, Message, Receipt
+from .message import Capabilities, Delivery, GroupStats, Lag, Message, Receipt, TopicInfo
 from .processing.batcher import Batching
 from .processing.outcomes import RetryPolicy
 from .subscription import Subscription
@@ -24,7 +26,9 @@ if TYPE_CHECKING:
 
 # Scheme to "module:factory"; a factory takes (url, options) and is imported on first use.
 _DRIVERS = {
+    "kafka": "broker.drivers.kafka:from_url",
     "memory": "broker.drivers.memory:from_url",
+    "pubsub": "broker.drivers.google_pubsub:from_url",
     "sqlite": "broker.drivers.sqlite:from_url",
 }
 _SEND_CHUNK = 1000
@@ -32,12 +36,14 @@ _SEND_CHUNK = 1000
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,119}")
 
 
-def connect(url: str | None = None) -> Broker:
+def connect(url: str | None = None, *, claim_check: str | None = None) -> Broker:
     """Return a broker to be opened with ``async with``.
 
     Args:
         url: ``sqlite:///relative.db``, ``sqlite:////absolute.db`` or ``memory://name``; backend options
             follow as a query (``?lease=5``). None reads ``BROKER_URL`` or ``BROKER_BACKEND``.
+        claim_check: where bodies go that are too large for the backend: a directory, or a bucket as
+            ``s3://bucket/prefix``. None reads ``BROKER_CLAIM_CHECK_URL``; unset, such bodies are refused.
 
     Raises:
         ValueError: the URL or a variable does not work; the text says which, and what would.
@@ -59,7 +65,19 @@ def connect(url: str | None = None) -> Broker:
         driver: Driver = getattr(importlib.import_module(module), factory)(url, options)
     except ValueError as error:
         raise ValueError(f"{origin}: {public_url(url)!r}: {error}") from None
-    return Broker(driver)
+    return Broker(driver, _claim_store(claim_check))
+
+
+def _claim_store(url: str | None) -> ClaimStore | None:
+    from .settings import claim_check
+
+    try:
+        if url is not None:
+            return ClaimStore(url)
+        configured = claim_check()
+        return ClaimStore(*configured) if configured else None
+    except ValueError as error:
+        raise ValueError(f"{'BROKER_CLAIM_CHECK_URL' if url is None else 'claim_check'}: {error}") from None
 
 
 class Broker:
@@ -67,10 +85,11 @@ class Broker:
 
     Args:
         driver: any object that satisfies ``broker.drivers.base.Driver``.
+        claims: where bodies go that are too large for it; None refuses them.
     """
 
-    def __init__(self, driver: Driver) -> None:
-        self._driver = driver
+    def __init__(self, driver: Driver, claims: ClaimStore | None = None) -> None:
+        self._driver = ClaimCheck(driver, claims)
         self._opened = False
 
     async def __aenter__(self) -> Self:
@@ -237,16 +256,38 @@ class Broker:
         """
         return await self._ready(topic, group).admin.stats(topic, group)
 
+    async def topics(self) -> list[TopicInfo]:
+        """List the topics of this broker, by name."""
+        return await self._ready().admin.topics()
+
+    async def lag(self, topic: str, group: str) -> list[Lag]:
+        """Say, partition by partition where there are any, what ``group`` has before it.
+
+        Raises:
+            NotFound: topic or group was never ensured.
+        """
+        return await self._ready(topic, group).admin.lag(topic, group)
+
+    async def describe(self) -> dict[str, str]:
+        """Ask the backend who it is; returns facts for a person, such as its version.
+
+        Raises:
+            BrokerError: it does not answer.
+        """
+        return await self._ready().admin.describe()
+
     async def browse(self, topic: str, group: str) -> AsyncIterator[Delivery]:
         """Show what ``group`` has not settled, oldest first; leases, hides and ages nothing.
+
+        A large body that cannot be had is shown empty, with the reason as ``couturier-claim-error``.
 
         Raises:
             NotFound: topic or group was never ensured.
         """
         async for delivery in self._ready(topic, group).admin.browse(topic, group):
-            yield delivery
+            yield await self._driver.show(delivery)
 
-    def _ready(self, topic: str, group: str | None = None) -> Driver:
+    def _ready(self, topic: str | None = None, group: str | None = None) -> ClaimCheck:
         for what, name in (("topic", topic), ("group", group)):
             if name is not None and not _NAME.fullmatch(name):
                 raise ValueError(

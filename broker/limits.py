@@ -46,7 +46,7 @@ def check_message(message: Message, capabilities: Capabilities) -> BrokerError |
 def _check_attributes(attributes: Mapping[str, str], capabilities: Capabilities) -> BrokerError | None:
     if not isinstance(attributes, Mapping):
         return InvalidMessage(f"attributes must be a mapping, not {type(attributes).__name__}")
-    backend, longest = capabilities.backend, capabilities.max_attribute_bytes
+    backend = capabilities.backend
     if len(attributes) > capabilities.max_attributes:
         return InvalidMessage(
             f"{len(attributes)} attributes; the {backend} backend takes {capabilities.max_attributes}"
@@ -56,11 +56,15 @@ def _check_attributes(attributes: Mapping[str, str], capabilities: Capabilities)
             return InvalidMessage(f"attribute {name!r}={value!r}: names and values must be text")
         if not (_is_text(name) and _is_text(value)):
             return InvalidMessage(f"attribute {name!r}={value[:64]!r} is not valid Unicode text")
-        size = max(_size(name), _size(value))
-        if size > longest:
-            return InvalidMessage(
-                f"attribute {name[:64]!r} has {size:,} bytes; the {backend} backend takes {longest:,}"
-            )
+        for what, text, longest in (
+            ("name", name, capabilities.max_attribute_name_bytes),
+            ("value", value, capabilities.max_attribute_bytes),
+        ):
+            if _size(text) > longest:
+                return InvalidMessage(
+                    f"the {what} of attribute {name[:64]!r} has {_size(text):,} bytes;"
+                    f" the {backend} backend takes {longest:,}"
+                )
     return None
 
 

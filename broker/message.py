@@ -8,7 +8,9 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 # Ours alone, so that a program that seeds `random` repeats no ids. Asking the kernel each time is slow.
 _random = random.Random()  # noqa: S311 - unique, not secret
@@ -79,6 +81,24 @@ class Delivery:
     received_at: datetime
     receipt: Any = field(repr=False, default=None)
 
+    def native(self, kind: type[T]) -> T:
+        """Return the backend's own record of this message, for what the contract does not cover.
+
+        A program that uses it is bound to that backend. The record is for reading: settle the delivery.
+
+        Args:
+            kind: the type that the backend's page names, such as ``confluent_kafka.Message``.
+
+        Raises:
+            TypeError: the backend keeps no record, or one of another type; the text names it.
+        """
+        native = getattr(self.receipt, "native", None)
+        if native is None:
+            raise TypeError(f"a delivery of {self.topic!r} has no native record on this backend")
+        if not isinstance(native, kind):
+            raise TypeError(f"the native record is a {_type_name(type(native))}, not a {_type_name(kind)}")
+        return native
+
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
@@ -115,15 +135,17 @@ class GroupStats:
     """How far one group has come.
 
     Attributes:
-        published: messages this group is to see, settled ones included.
-        settled: of those, finished (acked here, or dead-lettered and acked).
-        in_flight: held by a member under a lease.
+        published: messages this group is to see, settled ones included; None where the backend keeps no
+            such count (``capabilities.counts``).
+        settled: of those, finished (acked here, or dead-lettered and acked); None likewise.
+        in_flight: held by a member under a lease; on Kafka and Pub/Sub by a member of this client, since
+            those brokers do not say what others hold: that counts as ready.
         delayed: failed before, waiting for their delay.
         ready: could be received now.
     """
 
-    published: int
-    settled: int
+    published: int | None
+    settled: int | None
     in_flight: int
     delayed: int
     ready: int
@@ -135,6 +157,38 @@ class GroupStats:
 
 
 @dataclass(frozen=True, slots=True)
+class TopicInfo:
+    """A topic, as ``Broker.topics`` lists it.
+
+    Attributes:
+        name: as ``ensure`` made it.
+        partitions: how many it has; None on a backend without partitions.
+        groups: ensured on it, sorted.
+    """
+
+    name: str
+    partitions: int | None
+    groups: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Lag:
+    """What one group has before it in one part of a topic.
+
+    Attributes:
+        partition: its number; None on a backend without partitions.
+        unsettled: messages that are not finished.
+        position: how far the group has come, in the backend's own coordinate, as text; "" if it has none.
+        end: the coordinate of the newest message, as text; "" likewise.
+    """
+
+    partition: int | None
+    unsettled: int
+    position: str = ""
+    end: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Capabilities:
     """What a backend promises. Asking for more fails when the subscription is opened or before a send.
 
@@ -143,21 +197,29 @@ class Capabilities:
         shared: several processes can use one queue.
         durable: what was stored survives the death of every process.
         history: a group ensured later also sees what was stored before it.
+        counts: ``stats`` knows how many messages were published and settled.
         order: the values that ``subscribe(order=...)`` takes.
         lease: seconds after which an unsettled delivery of a dead member comes again.
         max_delay: longest ``nack`` delay, seconds.
         max_message_bytes: largest body.
         max_attributes: most attributes of one message.
-        max_attribute_bytes: longest attribute name or value, UTF-8.
+        max_attribute_bytes: longest attribute value, UTF-8.
+        max_attribute_name_bytes: longest attribute name, UTF-8.
     """
 
     backend: str
     shared: bool
     durable: bool
     history: bool
+    counts: bool
     order: frozenset[str]
     lease: float
     max_delay: float
     max_message_bytes: int
     max_attributes: int
     max_attribute_bytes: int
+    max_attribute_name_bytes: int
+
+
+def _type_name(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"

@@ -12,7 +12,8 @@ from types import TracebackType
 from typing import Self
 from weakref import WeakSet
 
-from .drivers.base import Driver, Order, Room, SubscriptionDriver
+from .claim_check import ClaimCheck, ClaimingMember
+from .drivers.base import Order, Room
 from .errors import BrokerError, Closed, LeaseLost
 from .limits import Limits
 from .message import Delivery, Redelivery
@@ -31,13 +32,13 @@ class Subscription:
     Settling twice is silent. Closing hands back what is still open.
     """
 
-    def __init__(self, driver: Driver, topic: str, group: str, limits: Limits, order: Order) -> None:
+    def __init__(self, driver: ClaimCheck, topic: str, group: str, limits: Limits, order: Order) -> None:
         self.topic = topic
         self.group = group
         self._driver = driver
         self._limits = limits
         self._order: Order = order
-        self._member: SubscriptionDriver | None = None
+        self._member: ClaimingMember | None = None
         self._ready: deque[Delivery] = deque()
         self._open: dict[Delivery, None] = {}
         self._open_bytes = 0
@@ -76,7 +77,8 @@ class Subscription:
         Raises:
             NotFound: topic or group was never ensured, or is gone.
             Closed: the subscription was closed or drained.
-            BrokerError: the backend failed; try again if ``retryable``.
+            BrokerError: the backend, or the store of large bodies, failed; try again if ``retryable``.
+            ValueError: a large body is in a claim store, and this consumer was told of none.
         """
         if max_messages < 1:
             raise ValueError(f"max_messages must be at least 1, not {max_messages}")
@@ -169,6 +171,7 @@ class Subscription:
             Whether everything was settled in time. Close the subscription afterwards.
         """
         await self._stop_intake()
+        await self._joined().hand_back()
         untaken = list(self._ready)
         self._ready.clear()
         with contextlib.suppress(LeaseLost):
@@ -203,7 +206,7 @@ class Subscription:
 
     async def _persist(
         self,
-        member: SubscriptionDriver,
+        member: ClaimingMember,
         acks: Sequence[Delivery],
         releases: Sequence[Delivery],
         retries: Sequence[Redelivery],
@@ -232,7 +235,7 @@ class Subscription:
         if self._settling:
             await asyncio.wait(self._settling)
 
-    def _joined(self) -> SubscriptionDriver:
+    def _joined(self) -> ClaimingMember:
         if self._member is None:
             raise Closed(f"the subscription to {self.topic!r} is not open; enter it with `async with`")
         return self._member
@@ -314,8 +317,8 @@ class Subscription:
         """Renew the lease of every open delivery three times per lease."""
         while self._member is not None:
             await self._driver.clock.sleep(self._driver.capabilities.lease / 3)
-            if not self._open or self._member is None:
-                continue
+            if self._member is None:
+                return
             try:
                 gone = await self._member.extend(list(self._open))
             except Closed:
@@ -330,6 +333,10 @@ class Subscription:
                 log.warning("%d lease(s) of %s went to another member", len(lost), self.topic)
                 self._ready = deque(each for each in self._ready if each not in self._lost)
                 self._changed.set()
+
+    def holds(self, delivery: Delivery) -> bool:
+        """Return whether ``delivery`` is still this member's to settle: not settled, lost or handed back."""
+        return self._member is not None and delivery in self._open
 
 
 def _listed(deliveries: Delivery | Iterable[Delivery]) -> list[Delivery]:

@@ -191,7 +191,7 @@ async def _audit_counts(broker: Broker, topic: str, group: str, results: Path) -
     dead = await _dead(broker, topic, group)
     stored, duplicate_rows = await asyncio.to_thread(_rows, results)
     return balance_counts(
-        stats.published, stats.unsettled, len(dead), len(stored) + duplicate_rows, duplicate_rows
+        stats.published or 0, stats.unsettled, len(dead), len(stored) + duplicate_rows, duplicate_rows
     )
 
 

@@ -4,6 +4,17 @@ from __future__ import annotations
 
 import pytest
 
+from .services.fixtures import (
+    kafka_proxy,
+    kafka_service,
+    mock_kafka,
+    postgres_service,
+    pubsub_service,
+    services_run,
+)
+
+__all__ = ["kafka_proxy", "kafka_service", "mock_kafka", "postgres_service", "pubsub_service", "services_run"]
+
 
 @pytest.fixture
 def anyio_backend() -> str:

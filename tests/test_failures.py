@@ -38,7 +38,10 @@ class Mistake:
 MISTAKES = {
     "unknown backend": Mistake("worker", ("BROKER_BACKEND", "rabbitmq"), 78, {"BROKER_BACKEND": "rabbitmq"}),
     "unknown scheme": Mistake(
-        "worker", ("BROKER_URL", "amqp://h", "sqlite://"), 78, {"BROKER_URL": "amqp://h"}
+        "worker",
+        ("BROKER_URL", "amqp://h", "kafka://, memory://, pubsub://, sqlite://"),
+        78,
+        {"BROKER_URL": "amqp://h"},
     ),
     "two slashes": Mistake("audit", ("BROKER_URL", "three slashes"), 78, {"BROKER_URL": "sqlite://queue.db"}),
     "unknown option": Mistake(
@@ -49,6 +52,30 @@ MISTAKES = {
         ("BROKER_URL", "BROKER_BACKEND"),
         78,
         {"BROKER_URL": "sqlite:///{tmp}/q.db", "BROKER_BACKEND": "memory"},
+    ),
+    "no project": Mistake(
+        "worker", ("GOOGLE_CLOUD_PROJECT", "gcloud config set project"), 78, {"BROKER_BACKEND": "pubsub"}
+    ),
+    "login that is never used": Mistake(
+        "worker",
+        ("KAFKA_SASL_USERNAME", "KAFKA_SECURITY_PROTOCOL", "SASL_SSL"),
+        78,
+        {"BROKER_BACKEND": "kafka", "KAFKA_SASL_USERNAME": "bob"},
+    ),
+    "two addresses": Mistake(
+        "audit",
+        ("BROKER_URL='kafka://a:9092'", "KAFKA_BOOTSTRAP_SERVERS='b:9092'"),
+        78,
+        {"BROKER_URL": "kafka://a:9092", "KAFKA_BOOTSTRAP_SERVERS": "b:9092"},
+    ),
+    "emulator in production": Mistake(
+        "worker",
+        ("PUBSUB_EMULATOR_HOST", "COUTURIER_ENV"),
+        78,
+        {"BROKER_BACKEND": "pubsub", "PUBSUB_EMULATOR_HOST": "localhost:8085", "COUTURIER_ENV": "production"},
+    ),
+    "configuration that does not work": Mistake(
+        "config show", ("BROKER_BACKEND", "rabbitmq", "kafka"), 78, {"BROKER_BACKEND": "rabbitmq"}
     ),
     "memory between processes": Mistake("demo", ("one process", "sqlite"), 78, {"BROKER_BACKEND": "memory"}),
     "queue is a directory": Mistake(

@@ -1,4 +1,4 @@
-"""What a driver's authors provide (``Harness``) and what a check works with (``Bench``)."""
+"""What a check works with: an open client, a topic of its own, and verbs that wait as long as they must."""
 
 from __future__ import annotations
 
@@ -6,89 +6,22 @@ import asyncio
 import contextlib
 import itertools
 import uuid
-from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass
-from types import MappingProxyType
-from typing import TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from dataclasses import dataclass, replace
 
 import pytest
 
 from ..connect import Broker
 from ..drivers.base import Order
-from ..message import Capabilities, Delivery, GroupStats, Message
+from ..errors import LeaseLost
+from ..message import Delivery, GroupStats, Message
 from ..subscription import Subscription
+from .harness import Harness
 
 GROUP = "workers"
+# Of a topic whose members share work: more than any check has members that must be busy at once.
+MANY = 8
 _names = itertools.count(1)
-_Check = TypeVar("_Check", bound=Callable[..., object])
-
-
-class Harness(ABC):
-    """One backend under test.
-
-    Attributes:
-        lease: seconds, as in the backend's ``Capabilities``.
-        impossible: name of a check to the reason why this backend cannot pass it.
-        patience: real seconds within which what must happen happens.
-        quiet: real seconds without a message that count as "nothing comes".
-    """
-
-    lease: float
-    impossible: Mapping[str, str] = MappingProxyType({})
-    patience: float = 20.0
-    quiet: float = 0.25
-
-    @abstractmethod
-    def connect(self) -> Broker:
-        """Return a new client, not yet open; all clients of one harness see the same messages."""
-
-    @abstractmethod
-    async def advance(self, seconds: float) -> None:
-        """Let ``seconds`` pass for leases and delays: move an injected clock, or wait."""
-
-    async def restart(self) -> None:
-        """Stop the backend and start it again on what it stored; every client is closed before.
-
-        An embedded backend, which stops with its last client, has nothing to do.
-        """
-        return
-
-    async def rebalanced(self) -> None:
-        """Return once members that have just joined take part; for backends where that takes time."""
-        return
-
-    async def freeze(self, subscription: Subscription) -> None:
-        """Stop a member from keeping its leases, as a suspended process would."""
-        await _cancel(subscription._keeper)
-
-    async def crash(self, subscription: Subscription) -> None:
-        """End a member without a word: nothing that it holds is settled or handed back."""
-        await _cancel(subscription._keeper)
-        await _cancel(subscription._fetch)
-        subscription._member = None
-
-
-class Claim:
-    """Something a check needs and ``Capabilities`` may claim or deny."""
-
-    def __init__(self, text: str, holds: Callable[[Capabilities], bool]) -> None:
-        self.text = text
-        self.holds = holds
-
-
-KEY_ORDER = Claim("order='key'", lambda capabilities: "key" in capabilities.order)
-DURABLE = Claim("durable", lambda capabilities: capabilities.durable)
-
-
-def needs(claim: Claim) -> Callable[[_Check], _Check]:
-    """Mark a check as one that only a backend with ``claim`` can pass."""
-
-    def mark(check: _Check) -> _Check:
-        check.claim = claim  # type: ignore[attr-defined]
-        return check
-
-    return mark
 
 
 def unique_name(prefix: str = "topic") -> str:
@@ -99,6 +32,11 @@ def unique_name(prefix: str = "topic") -> str:
 def numbered(count: int, first: int = 0) -> list[Message]:
     """Return ``count`` messages whose bodies are ascending numbers."""
     return [Message(data=b"%d" % number) for number in range(first, first + count)]
+
+
+def spread(messages: Iterable[Message]) -> list[Message]:
+    """Return the messages with a key each, so that they spread over all partitions."""
+    return [replace(each, key=each.id) for each in messages]
 
 
 def bodies(deliveries: Iterable[Delivery]) -> list[bytes]:
@@ -125,6 +63,16 @@ class Bench:
     broker: Broker
     topic: str
 
+    async def another(self, prefix: str = "topic", partitions: int | None = None) -> Bench:
+        """Return a bench on a new topic, with the group; on ``harness.partitions`` unless told otherwise."""
+        topic = unique_name(prefix)
+        await self.broker.ensure(topic, group=GROUP, partitions=partitions or self.harness.partitions)
+        return Bench(self.harness, self.broker, topic)
+
+    def on(self, broker: Broker) -> Bench:
+        """Return the same topic on another client."""
+        return Bench(self.harness, broker, self.topic)
+
     def subscribe(
         self,
         *,
@@ -136,6 +84,29 @@ class Bench:
         """Return a member of the group, not yet open; ``limits`` as for ``Broker.subscribe``."""
         return (broker or self.broker).subscribe(self.topic, group=group, order=order, **limits)
 
+    @contextlib.asynccontextmanager
+    async def apart(self, order: Order = "none", **limits: int) -> AsyncIterator[Subscription]:
+        """Open a member on a client of its own, as in a process of its own: it may crash or freeze."""
+        async with (
+            self.harness.connect() as client,
+            self.subscribe(broker=client, group=GROUP, order=order, **limits) as member,
+        ):
+            yield member
+
+    @contextlib.asynccontextmanager
+    async def pair(
+        self, first: Order = "none", second: Order = "none"
+    ) -> AsyncIterator[tuple[Subscription, Subscription]]:
+        """Open two members, the first one apart; where a partition has one owner, the first owns them all.
+
+        The second one stands by there, and on other backends receives like the first.
+        """
+        async with self.apart(first) as owner:
+            await self.harness.rebalanced()
+            async with self.subscribe(order=second) as other:
+                await self.harness.rebalanced()
+                yield owner, other
+
     async def publish(self, count: int, first: int = 0) -> list[Message]:
         """Publish numbered messages and return them."""
         messages = numbered(count, first)
@@ -144,11 +115,18 @@ class Bench:
 
     async def take(self, subscription: Subscription, count: int) -> list[Delivery]:
         """Receive exactly ``count`` deliveries, settling none."""
+        return await self.take_any([subscription], count)
+
+    async def take_any(self, members: list[Subscription], count: int) -> list[Delivery]:
+        """Receive exactly ``count`` deliveries between these members, settling none."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self.harness.patience
+        slice_s = 1.0 if len(members) == 1 else self.harness.quiet
         taken: list[Delivery] = []
         while len(taken) < count and loop.time() < deadline:
-            taken += await subscription.receive(max_messages=count - len(taken), timeout=1.0)
+            for each in members:
+                if len(taken) < count:
+                    taken += await each.receive(max_messages=count - len(taken), timeout=slice_s)
         assert len(taken) == count, f"{len(taken)} of {count} came within {self.harness.patience:g} s"
         return taken
 
@@ -158,22 +136,40 @@ class Bench:
         await subscription.ack(deliveries)
         return deliveries
 
-    async def nothing_comes(self, subscription: Subscription) -> None:
-        """Fail when anything is received while the backend is given time to deliver."""
-        came = await subscription.receive(timeout=self.harness.quiet)
-        assert came == [], f"unexpected: {[(each.message.data, each.attempt) for each in came]}"
+    async def ack_held(self, subscription: Subscription, deliveries: list[Delivery]) -> list[Delivery]:
+        """Finish deliveries while members come and go; return those that were still held."""
+        try:
+            await subscription.ack(deliveries)
+        except LeaseLost as lost:
+            if not self.harness.rebalances:
+                raise
+            return [each for each in deliveries if each.message.id not in lost.ids]
+        return deliveries
+
+    async def nothing_comes(self, *members: Subscription) -> None:
+        """Fail when any of them receives anything while the backend is given time to deliver."""
+        quiet = self.harness.quiet
+        for came in await asyncio.gather(*(each.receive(timeout=quiet) for each in members)):
+            assert came == [], f"unexpected: {[(each.message.data, each.attempt) for each in came]}"
 
     async def left(self) -> list[bytes]:
         """Return, sorted, what a new member of the group still receives; it acks all of it."""
         stats = await self.stats()
         async with self.subscribe() as subscription:
+            await self.harness.rebalanced()
             deliveries = await self.take_and_ack(subscription, stats.unsettled)
             await self.nothing_comes(subscription)
         return sorted(bodies(deliveries))
 
-    async def stats(self) -> GroupStats:
+    async def stats(self, group: str = GROUP) -> GroupStats:
         """Return the counts of the group."""
-        return await self.broker.stats(self.topic, GROUP)
+        return await self.harness.stats(self.broker, self.topic, group)
+
+    async def settled(self) -> int:
+        """Return how many messages the group has finished."""
+        settled = (await self.stats()).settled
+        assert settled is not None, "Harness.stats leaves `settled` out"
+        return settled
 
     async def advance_leases(self, leases: float = 1.25) -> None:
         """Let a little more than one lease pass, or ``leases`` of them."""
@@ -200,9 +196,3 @@ async def within(seconds: float, what: str) -> AsyncIterator[None]:
             yield
     except TimeoutError:
         pytest.fail(f"took more than {seconds:g} s: {what}")
-
-
-async def _cancel(task: asyncio.Task[None] | None) -> None:
-    if task is not None:
-        task.cancel()
-        await asyncio.wait({task})

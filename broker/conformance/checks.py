@@ -6,11 +6,13 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from .bench import GROUP, Bench, Claim, Harness, unique_name
+from .bench import GROUP, Bench, unique_name
+from .harness import Claim, Harness
+from .plugin import IMPOSSIBLE, SUITE
 
 
 class Checks:
-    """Fixtures that every theme shares; the fixture ``harness`` comes from the subclass that is run."""
+    """Fixtures that every theme shares; the subclass that is run has its own ``harness``."""
 
     pytestmark = pytest.mark.anyio
 
@@ -19,11 +21,19 @@ class Checks:
         """The event loop that the package is written for."""
         return "asyncio"
 
+    @pytest.fixture
+    def harness(self) -> Harness:
+        """The backend under test."""
+        pytest.fail(
+            f"{type(self).__name__} needs a fixture `harness` that returns a broker.conformance.Harness"
+        )
+
     @pytest.fixture(autouse=True)
     async def declared_possible(self, request: pytest.FixtureRequest, harness: Harness) -> None:
         """Skip a check that is declared impossible; fail where the declaration and the claims disagree."""
         name = request.function.__name__.removeprefix("test_")
         reason = harness.impossible.get(name)
+        request.node.user_properties.append((SUITE, request.node.nodeid.rpartition("::")[0]))
         claim: Claim | None = getattr(request.function, "claim", None)
         if claim is not None:
             async with harness.connect() as broker:
@@ -33,6 +43,7 @@ class Checks:
             if not claimed and reason is None:
                 pytest.fail(f"the capabilities deny {claim.text}: declare {name} impossible, with the reason")
         if reason is not None:
+            request.node.user_properties.append((IMPOSSIBLE, reason))
             pytest.skip(reason)
 
     @pytest.fixture
@@ -40,5 +51,5 @@ class Checks:
         """An open client and a new topic with the group ``GROUP``."""
         async with harness.connect() as broker:
             topic = unique_name()
-            await broker.ensure(topic, group=GROUP)
+            await broker.ensure(topic, group=GROUP, partitions=harness.partitions)
             yield Bench(harness, broker, topic)

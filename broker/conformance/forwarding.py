@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 import pytest
 
 from ..errors import NotFound
-from ..message import Message
+from ..message import Delivery, Message
 from .bench import GROUP, Bench, attempts, bodies, unique_name, within
 from .checks import Checks
 
@@ -54,7 +54,7 @@ class Forwarding(Checks):
         """A copy is there although the member died right after ``forward``."""
         target = await self._target(bench)
         await bench.publish(1)
-        async with bench.subscribe() as subscription:
+        async with bench.apart() as subscription:
             (delivery,) = await bench.take(subscription, 1)
             await subscription.forward(delivery, target, {})
             await bench.harness.crash(subscription)
@@ -76,6 +76,30 @@ class Forwarding(Checks):
         async with bench.broker.subscribe(target, group=GROUP) as member:
             came = await bench.take(member, 1)
         assert (bodies(came), attempts(came)) == ([b"0"], {1})
+
+    async def test_trace_context_and_id_survive_every_way(self, bench: Bench) -> None:
+        """W3C trace context and the event's id are the same after nack, release and ``forward``."""
+        trace = {
+            "traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+            "tracestate": "rojo=00f067aa0ba902b7,congo=t61rcWkgMzE",
+            "baggage": "userId=alice,serverNode=DF%2028",
+        }
+        target = await self._target(bench)
+        sent = Message(data=b"traced", attributes=trace)
+        await bench.broker.publish(bench.topic, [sent])
+        seen: list[Delivery] = []
+        async with bench.subscribe() as subscription:
+            for verb in (subscription.nack, subscription.release, None):
+                seen += await bench.take(subscription, 1)
+                if verb is not None:
+                    await verb(seen[-1])
+            await subscription.forward(seen[-1], target, {})
+            await subscription.ack(seen[-1])
+        async with bench.broker.subscribe(target, group=GROUP) as member:
+            seen += await bench.take(member, 1)
+        assert [each.message.attributes for each in seen] == [trace] * 4
+        assert [each.message.id for each in seen] == [sent.id] * 4
+        assert [each.attempt for each in seen] == [1, 2, 2, 1]
 
     async def test_forwarding_to_an_unknown_topic_is_refused(self, bench: Bench) -> None:
         """A target that was never ensured is ``NotFound``, is not created, and the original is untouched."""
@@ -120,6 +144,4 @@ class Forwarding(Checks):
 
     @staticmethod
     async def _target(bench: Bench) -> str:
-        target = unique_name("copies")
-        await bench.broker.ensure(target, group=GROUP)
-        return target
+        return (await bench.another("copies")).topic

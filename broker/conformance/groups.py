@@ -8,7 +8,8 @@ import pytest
 
 from ..errors import NotFound
 from ..message import Delivery, GroupStats, Message
-from .bench import GROUP, Bench, attempts, bodies, numbered, unique_name, within
+from ..subscription import Subscription
+from .bench import GROUP, MANY, Bench, attempts, bodies, numbered, spread, unique_name, within
 from .checks import Checks
 
 
@@ -28,18 +29,13 @@ class Groups(Checks):
 
     async def test_members_of_a_group_share(self, bench: Bench) -> None:
         """Members on one client and on another receive every message once between them."""
-        async with (
-            bench.harness.connect() as second,
-            bench.subscribe() as one,
-            bench.subscribe() as two,
-            bench.subscribe(broker=second) as three,
-        ):
+        bench = await bench.another(partitions=MANY)
+        async with bench.subscribe() as one, bench.subscribe() as two, bench.apart() as three:
             await bench.harness.rebalanced()
-            await bench.publish(300)
+            await bench.broker.publish(bench.topic, spread(numbered(300)))
             came: list[Delivery] = []
 
-            async def pull(subscription: object) -> None:
-                assert isinstance(subscription, type(one))
+            async def pull(subscription: Subscription) -> None:
                 while len(came) < 300:
                     deliveries = await subscription.receive(max_messages=10, timeout=0.1)
                     came.extend(deliveries)
@@ -52,31 +48,32 @@ class Groups(Checks):
         assert (stats.settled, stats.unsettled) == (300, 0)
 
     async def test_many_members_receive_everything(self, bench: Bench) -> None:
-        """Twenty members that start while messages are published receive all of them between them."""
-        total = 1000
-        came: set[bytes] = set()
+        """A crowd of members that start while messages are published receive all of them between them."""
+        wide, total = await bench.another(partitions=MANY), 100 * bench.harness.crowd
+        finished: set[bytes] = set()
 
         async def member() -> None:
-            async with bench.subscribe(max_in_flight=50) as subscription:
-                while len(came) < total:
+            async with wide.subscribe(max_in_flight=50) as subscription:
+                while len(finished) < total:
                     deliveries = await subscription.receive(max_messages=20, timeout=0.2)
-                    came.update(bodies(deliveries))
-                    await subscription.ack(deliveries)
+                    finished.update(bodies(await wide.ack_held(subscription, deliveries)))
 
-        async with within(bench.harness.patience * 2, "twenty members at work"), asyncio.TaskGroup() as tasks:
-            for _ in range(20):
+        async with within(wide.harness.patience * 2, "a crowd at work"), asyncio.TaskGroup() as tasks:
+            for _ in range(wide.harness.crowd):
                 tasks.create_task(member())
             for first in range(0, total, 100):
-                await bench.publish(100, first)
-        assert came == {b"%d" % n for n in range(total)}
-        assert (await bench.stats()).unsettled == 0
+                await wide.broker.publish(wide.topic, spread(numbered(100, first)))
+        assert finished == {b"%d" % n for n in range(total)}
+        assert (await wide.stats()).unsettled == 0
 
     async def test_members_that_come_and_go_lose_nothing(self, bench: Bench) -> None:
         """Ten members that open, take something and close at the same time hand everything back."""
-        await bench.publish(40)
+        bench = await bench.another(partitions=MANY)
+        await bench.broker.publish(bench.topic, spread(numbered(40)))
 
         async def visit(number: int) -> None:
             async with bench.subscribe() as subscription:
+                await bench.harness.rebalanced()
                 await subscription.receive(max_messages=number, timeout=bench.harness.quiet)
 
         await asyncio.gather(*(visit(number) for number in range(1, 11)))
@@ -91,12 +88,41 @@ class Groups(Checks):
         finished: list[bytes] = []
         for _ in range(100):
             async with bench.subscribe() as subscription:
-                deliveries = await subscription.receive(max_messages=12, timeout=bench.harness.quiet)
+                deliveries = await subscription.receive(max_messages=12, timeout=bench.harness.patience)
+                assert deliveries, f"stuck after {len(finished)}"
                 await subscription.ack(deliveries[::2])
                 finished += bodies(deliveries[::2])
             if len(finished) == 60:
                 break
         assert sorted(finished) == sorted(b"%d" % n for n in range(60))
+
+    async def test_what_is_done_stays_done_while_members_join_and_leave(self, bench: Bench) -> None:
+        """Whoever joins or leaves in mid-work, what was acked never comes again, and all the rest does."""
+        wide, total = await bench.another(partitions=MANY), 200
+        await wide.broker.publish(wide.topic, spread(numbered(total)))
+        finished: list[bytes] = []
+
+        async def finish(member: Subscription, deliveries: list[Delivery]) -> None:
+            assert attempts(deliveries) <= {1}
+            assert not set(bodies(deliveries)) & set(finished), "finished before"
+            finished.extend(bodies(await wide.ack_held(member, deliveries)))
+
+        async with wide.subscribe() as first:
+            held = await wide.take(first, total)
+            await finish(first, held[::2])
+            async with wide.apart() as second:
+                await wide.harness.rebalanced()
+                came = await second.receive(timeout=wide.harness.quiet)
+                await finish(second, came[::2])
+            await wide.harness.rebalanced()
+            mine = [each for each in held if each.message.data not in finished]
+            await finish(first, [each for each in mine if first.holds(each)])
+            while len(finished) < total:
+                came = await first.receive(timeout=wide.harness.patience)
+                assert came, f"stuck after {len(finished)}"
+                await finish(first, came)
+            await wide.nothing_comes(first)
+        assert (await wide.stats()).unsettled == 0
 
     async def test_surplus_members_receive_nothing(self, bench: Bench) -> None:
         """Members for which there is no work get ``[]``, not an error, and get work when others leave."""
@@ -104,6 +130,7 @@ class Groups(Checks):
         async with asyncio.timeout(bench.harness.patience * 3), bench.subscribe() as busy:
             await bench.take(busy, 1)
             surplus = [bench.subscribe() for _ in range(20)]
+            await bench.harness.rebalanced()
             for each in surplus:
                 await each.__aenter__()
             await bench.harness.rebalanced()
@@ -150,7 +177,7 @@ class Groups(Checks):
         await bench.publish(2, first=100)
         past = [b"0", b"1", b"2"] if bench.broker.capabilities.history else []
         for group, expected in (("early", [*past, b"100", b"101"]), ("late", [b"100", b"101"])):
-            stats = await bench.broker.stats(bench.topic, group)
+            stats = await bench.stats(group)
             assert (stats.published, stats.settled, stats.ready) == (len(expected), 0, len(expected))
             async with bench.subscribe(group=group) as subscription:
                 came = await bench.take_and_ack(subscription, len(expected))
@@ -173,12 +200,12 @@ class Groups(Checks):
             held = await bench.take(subscription, 6)
             assert await bench.stats() == GroupStats(published=10, settled=0, in_flight=6, delayed=0, ready=4)
             await subscription.ack(held[:2])
-            await subscription.nack(held[2], delay=30.0)
+            await subscription.nack(held[2], delay=bench.harness.delay)
             await subscription.release(held[3])
             await subscription.flush()
             assert await bench.stats() == GroupStats(published=10, settled=2, in_flight=2, delayed=1, ready=5)
         assert await bench.stats() == GroupStats(published=10, settled=2, in_flight=0, delayed=1, ready=7)
-        await bench.harness.advance(31.0)
+        await bench.harness.advance(bench.harness.delay * 1.05)
         stats = await bench.stats()
         assert stats == GroupStats(published=10, settled=2, in_flight=0, delayed=0, ready=8)
         assert stats.unsettled == 8
@@ -189,7 +216,7 @@ class Groups(Checks):
         async with bench.subscribe() as subscription:
             held = {each.message.data: each for each in await bench.take(subscription, 450)}
             await subscription.ack([held[b"%d" % n] for n in range(0, 450, 3)])
-            await subscription.nack(held[b"1"], delay=60.0)
+            await subscription.nack(held[b"1"], delay=bench.harness.delay)
             await subscription.release([held[b"%d" % n] for n in range(100, 450) if n % 3])
             await subscription.flush()
             seen = [each async for each in bench.broker.browse(bench.topic, GROUP)]

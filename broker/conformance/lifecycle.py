@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from ..errors import BrokerError, Closed
-from .bench import GROUP, Bench, Harness, attempts, bodies, numbered, within
+from .bench import GROUP, Bench, attempts, bodies, numbered, within
 from .checks import Checks
+from .harness import Harness
 
 
 class Lifecycle(Checks):
@@ -28,7 +29,8 @@ class Lifecycle(Checks):
         assert can.max_message_bytes >= 1_000_000
         assert can.max_attributes >= 50
         assert can.max_attribute_bytes >= 256
-        assert {type(each) for each in (can.shared, can.durable, can.history)} == {bool}
+        assert can.max_attribute_name_bytes >= 200
+        assert {type(each) for each in (can.shared, can.durable, can.history, can.counts)} == {bool}
 
     async def test_a_client_that_is_not_open_is_refused(self, bench: Bench) -> None:
         """Before it is opened and after it was closed, every call on a client is ``Closed``."""
@@ -61,13 +63,13 @@ class Lifecycle(Checks):
     async def test_clients_see_the_same(self, bench: Bench) -> None:
         """What one client ensures, publishes and settles, another sees."""
         async with bench.harness.connect() as one, bench.harness.connect() as two:
-            topic = f"{bench.topic}.shared"
-            await one.ensure(topic, group=GROUP)
-            await two.publish(topic, numbered(4))
-            async with one.subscribe(topic, group=GROUP) as member:
+            mine = await bench.on(one).another("shared")
+            yours = mine.on(two)
+            await yours.publish(4)
+            async with mine.subscribe() as member:
                 await bench.take_and_ack(member, 3)
                 await member.flush()
-            stats = await two.stats(topic, GROUP)
+            stats = await yours.stats()
             assert (stats.published, stats.settled, stats.ready) == (4, 3, 1)
 
     async def test_closing_a_client_under_its_members_loses_nothing(self, bench: Bench) -> None:

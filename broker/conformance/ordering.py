@@ -10,8 +10,9 @@ import pytest
 
 from ..message import Message
 from ..subscription import Subscription
-from .bench import KEY_ORDER, Bench, attempts, bodies, needs, within
+from .bench import MANY, Bench, attempts, bodies, within
 from .checks import Checks
+from .harness import KEY_ORDER, needs
 
 
 def _keyed(keys: str, count: int) -> list[Message]:
@@ -34,8 +35,7 @@ class Ordering(Checks):
     async def test_the_messages_of_a_key_come_one_by_one_in_order(self, bench: Bench) -> None:
         """A message comes only after the one before it with the same key is acked."""
         await bench.broker.publish(bench.topic, _keyed("a", 5))
-        async with bench.subscribe(order="key") as one, bench.subscribe(order="key") as two:
-            await bench.harness.rebalanced()
+        async with bench.pair("key", "key") as (one, two):
             seen = []
             for _ in range(5):
                 held = await bench.take(one, 1)
@@ -48,6 +48,7 @@ class Ordering(Checks):
     async def test_order_holds_with_several_members(self, bench: Bench) -> None:
         """With several members at work, each key is handled in order and never twice at a time."""
         keys, count = "abcdefgh", 12
+        bench = await bench.another(partitions=MANY)
         handled: dict[str, list[bytes]] = defaultdict(list)
         busy: set[str] = set()
 
@@ -67,10 +68,9 @@ class Ordering(Checks):
                     await member.ack(each)
 
         async with (
-            bench.harness.connect() as client,
             bench.subscribe(order="key") as one,
             bench.subscribe(order="key") as two,
-            bench.subscribe(broker=client, order="key") as three,
+            bench.apart("key") as three,
         ):
             await bench.harness.rebalanced()
             await bench.broker.publish(bench.topic, _keyed(keys, count))
@@ -83,10 +83,11 @@ class Ordering(Checks):
         """While one key's first message is held for long, all messages of other keys pass."""
         await bench.broker.publish(bench.topic, _keyed("sab", 15))
         async with bench.subscribe(order="key") as subscription:
-            slow = [each for each in await bench.take(subscription, 3) if each.message.key == "s"]
+            held = await bench.take(subscription, 3)
+            slow = [each for each in held if each.message.key == "s"]
             assert bodies(slow) == [b"s0"]
             passed: list[bytes] = []
-            held = [each for each in list(subscription._open) if each.message.key != "s"]
+            held = [each for each in held if each.message.key != "s"]
             while len(passed) < 30:
                 await subscription.ack(held)
                 passed += bodies(held)
@@ -114,9 +115,9 @@ class Ordering(Checks):
             (again,) = await bench.take(subscription, 1)
             await subscription.release(again)
             (again,) = await bench.take(subscription, 1)
-            await subscription.nack(again, delay=20.0)
+            await subscription.nack(again, delay=bench.harness.delay)
             await bench.nothing_comes(subscription)
-            await bench.harness.advance(21.0)
+            await bench.harness.advance(bench.harness.delay * 1.05)
             (again,) = await bench.take(subscription, 1)
             assert (again.message.data, again.attempt) == (b"a0", 3)
             await subscription.ack(again)
@@ -127,7 +128,7 @@ class Ordering(Checks):
     async def test_order_outlives_a_crash(self, bench: Bench) -> None:
         """After its holder died, the first unfinished message of a key comes first, the rest in order."""
         await bench.broker.publish(bench.topic, _keyed("ab", 4))
-        async with bench.subscribe(order="key") as dead:
+        async with bench.apart("key") as dead:
             held = {each.message.data: each for each in await bench.take(dead, 2)}
             await dead.ack(held[b"b0"])
             await dead.flush()
@@ -166,8 +167,7 @@ class Ordering(Checks):
     async def test_order_holds_behind_a_member_that_keeps_none(self, bench: Bench) -> None:
         """What a member without order holds, or held when it died, still comes before its successors."""
         await bench.broker.publish(bench.topic, _keyed("a", 3))
-        async with bench.subscribe() as without, bench.subscribe(order="key") as ordered:
-            await bench.harness.rebalanced()
+        async with bench.pair("none", "key") as (without, ordered):
             assert bodies(await bench.take(without, 1)) == [b"a0"]
             await bench.nothing_comes(ordered)
             await bench.harness.crash(without)

@@ -13,8 +13,7 @@ from ..errors import Unavailable
 from ..message import Delivery, Message
 from ..processing.batcher import Batching
 from ..processing.outcomes import Done, Outcome, Reject
-from ..subscription import Subscription
-from .bench import Bench, bodies
+from .bench import MANY, Bench, bodies, numbered, spread
 from .checks import Checks
 from .running import Recorder, dead_letters, processing
 
@@ -53,7 +52,7 @@ class ProcessFaults(Checks):
                 return [Done()] * len(deliveries)
 
             await bench.broker.publish(bench.topic, [Message(data=b"good"), Message(data=b"bad")])
-            before = (await bench.stats()).settled
+            before = await bench.settled()
             async with processing(bench, handler) as running:
                 await running.until_settled(before + 2)
                 totals = await running.finish()
@@ -163,51 +162,79 @@ class ProcessFaults(Checks):
         assert letter.message.attributes["couturier-reason"] == "reason-2"
         assert letter.message.attributes["couturier-attempts"] == "1"
 
+    async def test_a_dead_letter_that_cannot_be_stored_is_waited_for(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """While the dead-letter topic is away nothing is acked or counted; then there is one letter."""
+        tries = 0
+        handler = Recorder(lambda _: Reject("no"))
+
+        async def failing(*arguments: Any) -> None:
+            nonlocal tries
+            tries += 1
+            if tries < 3:
+                raise Unavailable("the dead-letter topic is away")
+            stats = await bench.stats()
+            assert (stats.settled, stats.in_flight, stats.delayed) == (0, 1, 0)
+            await forward(*arguments)
+
+        async with processing(bench, handler) as running:
+            member = await running.until_joined()
+            forward = member.forward
+            monkeypatch.setattr(member, "forward", failing)
+            await bench.publish(1)
+            await running.until_settled(1)
+            totals = await running.finish()
+        assert (tries, totals.dead_lettered, totals.retried) == (3, 1, 0)
+        (letter,) = await dead_letters(bench, 1)
+        assert letter.message.attributes["couturier-attempts"] == "1"
+
     async def test_two_processes_share_the_work(self, bench: Bench) -> None:
         """Two ``process`` calls of one group on two clients finish everything, each message once."""
         one, two = Recorder(), Recorder()
+        bench = await bench.another(partitions=MANY)
         async with bench.harness.connect() as client:
-            second = Bench(bench.harness, client, bench.topic)
+            second = bench.on(client)
             batch = Batching(max_messages=5)
             first_run, other_run = processing(bench, one, batch=batch), processing(second, two, batch=batch)
             async with first_run as first, other_run as other:
-                await bench.harness.rebalanced()
-                await bench.publish(200)
+                await first.until_joined()
+                await other.until_joined()
+                await bench.broker.publish(bench.topic, spread(numbered(200)))
                 await first.until_settled(200)
                 done = (await first.finish()).done + (await other.finish()).done
         assert done == 200
         handled = [body for batch in one.batches + two.batches for body in batch]
         assert sorted(handled) == sorted(b"%d" % n for n in range(200))
 
-    async def test_batches_whose_leases_were_lost_are_counted(
-        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    async def test_batches_whose_leases_were_lost_are_counted(self, bench: Bench) -> None:
         """What is settled too late is counted in ``lost_leases`` and left to its holder; work goes on."""
-        made: list[Subscription] = []
-        subscribe = bench.broker.subscribe
-        go_on = asyncio.Event()
-
-        def remembered(*args: Any, **kwargs: Any) -> Subscription:
-            made.append(subscribe(*args, **kwargs))
-            return made[-1]
+        go_on, calls = asyncio.Event(), 0
 
         async def slow(deliveries: Sequence[Delivery]) -> list[Outcome]:
+            nonlocal calls
+            calls += 1
             await go_on.wait()
             return [Done()] * len(deliveries)
 
-        monkeypatch.setattr(bench.broker, "subscribe", remembered)
         await bench.publish(8)
-        async with processing(bench, slow, batch=Batching(max_messages=4)) as running:
-            await running.until(lambda: bool(made) and made[0].in_flight == 8, "one batch runs and one waits")
-            await bench.harness.freeze(made[0])
+        batch = Batching(max_messages=4)
+        async with (
+            bench.harness.connect() as client,
+            processing(bench.on(client), slow, batch=batch) as running,
+        ):
+            late = await running.until_joined()
+            await running.until(lambda: late.in_flight == 8, "one batch runs and one waits")
+            await bench.harness.freeze(late)
             async with bench.subscribe() as other:
                 await bench.advance_leases()
                 came = await bench.take(other, 8)
                 go_on.set()
-                await bench.publish(1, first=100)
-                await running.until_settled(1)
+                await running.until(lambda: calls == 2 and late.in_flight == 0, "two late verdicts")
                 assert (await bench.stats()).in_flight == 8
                 await other.ack(came)
+            await bench.publish(1, first=100)
+            await running.until_settled(9)
             totals = await running.finish()
         assert (totals.done, totals.lost_leases) == (1, 8)
 

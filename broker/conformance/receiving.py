@@ -53,7 +53,7 @@ class Receiving(Checks):
         count = 60
         await bench.publish(count)
         async with bench.subscribe() as subscription:
-            came: list[Delivery] = []
+            came = await bench.take(subscription, 1)
             for turns in itertools.chain(range(25), [0.001, 0.003, 0.01, 0.05]):
                 came += await _receive_cancelled(subscription, turns)
             came += await bench.take(subscription, count - len(came))
@@ -65,8 +65,7 @@ class Receiving(Checks):
 
     async def test_a_message_taken_by_a_cancelled_receive_stays_leased(self, bench: Bench) -> None:
         """What a cancelled ``receive`` had on its way is kept leased and can be settled much later."""
-        async with bench.subscribe() as subscription, bench.subscribe() as other:
-            await bench.harness.rebalanced()
+        async with bench.pair() as (subscription, other):
             await bench.publish(1)
             waiting = asyncio.create_task(subscription.receive(timeout=60.0))
             await bench.eventually(lambda: _holds_or_took(subscription, waiting), "the message is fetched")
@@ -128,8 +127,8 @@ class Receiving(Checks):
 
     async def test_closing_leaves_no_task_behind(self, bench: Bench) -> None:
         """After a subscription is closed, also in the middle of its work, no task of it runs on."""
-        before = asyncio.all_tasks()
         await bench.publish(20)
+        before = asyncio.all_tasks()
         async with bench.subscribe() as subscription:
             await bench.take(subscription, 3)
             await _receive_cancelled(subscription, 1)

@@ -7,12 +7,14 @@ import contextlib
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from ..message import Delivery
 from ..processing.batcher import Batching
 from ..processing.dead_letter import OPERATORS, dead_letter_topic
 from ..processing.loop import Handler, Totals
 from ..processing.outcomes import Done, Outcome, RetryPolicy
+from ..subscription import Subscription
 from .bench import GROUP, Bench, within
 
 # Retries come at once, so that no check depends on a backoff.
@@ -51,11 +53,13 @@ class Running:
         bench: where it runs.
         task: the call.
         stop: its stop event.
+        members: the subscription that the call made, once it has.
     """
 
     bench: Bench
     task: asyncio.Task[Totals]
     stop: asyncio.Event
+    members: list[Subscription]
 
     async def until(self, condition: Callable[[], bool], what: str) -> None:
         """Wait for a condition while the call must not end."""
@@ -66,12 +70,18 @@ class Running:
 
         await self.bench.eventually(holds, what)
 
+    async def until_joined(self) -> Subscription:
+        """Wait until the call takes part in its group; return its member."""
+        await self.until(lambda: bool(self.members) and self.members[0]._member is not None, "it joined")
+        await self.bench.harness.rebalanced()
+        return self.members[0]
+
     async def until_settled(self, count: int) -> None:
         """Wait until the group has settled ``count`` messages."""
 
         async def settled() -> bool:
             self._must_run(f"{count} messages are settled")
-            return (await self.bench.stats()).settled >= count
+            return await self.bench.settled() >= count
 
         await self.bench.eventually(settled, f"{count} messages are settled")
 
@@ -99,14 +109,23 @@ async def processing(
 ) -> AsyncIterator[Running]:
     """Run ``process`` for the length of the block; what still runs at its end is cancelled."""
     stop = asyncio.Event()
+    members: list[Subscription] = []
+    subscribe = bench.broker.subscribe
+
+    def remembered(*args: Any, **kwargs: Any) -> Subscription:
+        members.append(subscribe(*args, **kwargs))
+        return members[-1]
+
+    bench.broker.subscribe = remembered  # type: ignore[method-assign]
     call = bench.broker.process(
         bench.topic, group=GROUP, handler=handler, batch=batch, retry=retry, dead_letter=dead_letter,
         stop=stop, drain_timeout=drain_timeout,
     )  # fmt: skip
     task = asyncio.create_task(call)
     try:
-        yield Running(bench, task, stop)
+        yield Running(bench, task, stop, members)
     finally:
+        bench.broker.subscribe = subscribe  # type: ignore[method-assign]
         task.cancel()
         await asyncio.wait({task})
         if not task.cancelled():

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from random import Random
 
 import pytest
 
 from ..errors import Closed
 from ..message import Message, Redelivery
-from .bench import GROUP, Bench, attempts, bodies
+from .bench import MANY, Bench, attempts, bodies, numbered, spread
 from .checks import Checks
 
 
@@ -23,6 +24,7 @@ class Settling(Checks):
             await bench.advance_leases(2.5)
             await bench.nothing_comes(subscription)
         async with bench.subscribe() as later:
+            await bench.harness.rebalanced()
             await bench.nothing_comes(later)
 
     async def test_the_first_verdict_is_final(self, bench: Bench) -> None:
@@ -144,14 +146,13 @@ class Settling(Checks):
 
     async def test_acks_may_come_in_any_order(self, bench: Bench) -> None:
         """With everything but one acked, in any order, only that one comes again after close or crash."""
-        for end in ("close", "crash"):
-            topic = Bench(bench.harness, bench.broker, f"{bench.topic}.{end}")
-            await topic.broker.ensure(topic.topic, group=GROUP)
-            await topic.publish(20)
-            async with topic.subscribe() as subscription:
+        for end, partitions in (("close", None), ("crash", None), ("crash", MANY)):
+            topic = await bench.another(partitions=partitions)
+            await topic.broker.publish(topic.topic, spread(numbered(20)))
+            async with topic.apart() as subscription:
                 held = {each.message.data: each for each in await topic.take(subscription, 20)}
                 missing = held.pop(b"4")
-                for body in sorted(held, key=lambda body: hash((body, end))):
+                for body in Random(end).sample(sorted(held), len(held)):
                     await subscription.ack(held[body])
                 await subscription.flush()
                 if end == "crash":
@@ -160,7 +161,9 @@ class Settling(Checks):
             async with topic.subscribe() as later:
                 came = await topic.take(later, 1)
                 await topic.nothing_comes(later)
-            assert (came[0].message, came[0].attempt) == (missing.message, 1)
+                assert (came[0].message, came[0].attempt) == (missing.message, 1)
+                await later.ack(came)
+            assert (await topic.stats()).unsettled == 0
 
     async def test_a_redelivery_is_the_same_message(self, bench: Bench) -> None:
         """However often it comes, a message keeps all its fields; each hand-over is a delivery of its own."""
@@ -221,3 +224,35 @@ class Settling(Checks):
             await subscription.forward(held[0], bench.topic, {})
         async with bench.subscribe() as later:
             assert attempts(await bench.take(later, 3)) == {1}
+
+    async def test_a_delivery_is_held_until_its_verdict(self, bench: Bench) -> None:
+        """``holds`` is True from ``receive`` to the first verdict, or to the end of the subscription."""
+        await bench.publish(6)
+        async with bench.subscribe() as subscription, bench.harness.connect() as other:
+            held = await bench.take(subscription, 5)
+            stranger = bench.subscribe(broker=other)
+            for verb, delivery in zip(
+                (subscription.ack, subscription.nack, subscription.release), held, strict=False
+            ):
+                assert subscription.holds(delivery)
+                assert not stranger.holds(delivery)
+                await verb(delivery)
+                assert not subscription.holds(delivery)
+            assert [subscription.holds(each) for each in held] == [False, False, False, True, True]
+        assert not any(subscription.holds(each) for each in held)
+
+    async def test_the_native_record_is_there_where_one_is_declared(self, bench: Bench) -> None:
+        """``Delivery.native`` yields the declared type, again after a failure, and refuses any other."""
+        native = bench.harness.native
+        await bench.publish(1)
+        async with bench.subscribe() as subscription:
+            for _ in range(2):
+                (delivery,) = await bench.take(subscription, 1)
+                if native is None:
+                    with pytest.raises(TypeError, match="no native record"):
+                        delivery.native(object)
+                else:
+                    assert type(delivery.native(native)) is native
+                    with pytest.raises(TypeError, match=native.__qualname__):
+                        delivery.native(Bench)
+                await subscription.nack(delivery)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .administration import Administration
 from .checks import Checks
 from .flow import Flow
 from .forwarding import Forwarding
@@ -28,6 +29,7 @@ class Conformance(
     Ordering,
     Forwarding,
     Lifecycle,
+    Administration,
     Processing,
     ProcessFaults,
 ):

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from ..message import Delivery
-from .bench import DURABLE, GROUP, Bench, attempts, bodies, needs, numbered
+from .bench import GROUP, Bench, attempts, bodies, numbered
 from .checks import Checks
-
-_DELAY_S = 20.0
+from .harness import DURABLE, needs
 
 
 class Verdicts(Checks):
@@ -15,7 +14,7 @@ class Verdicts(Checks):
     async def test_a_crash_before_ack_brings_the_message_again(self, bench: Bench) -> None:
         """What a dead member held comes again, all of it, with ``attempt`` unchanged."""
         await bench.publish(10)
-        async with bench.subscribe() as subscription:
+        async with bench.apart() as subscription:
             await bench.take(subscription, 10)
             await bench.harness.crash(subscription)
         await bench.advance_leases()
@@ -27,14 +26,14 @@ class Verdicts(Checks):
     async def test_a_crash_after_flush_undoes_no_verdict(self, bench: Bench) -> None:
         """After ``flush`` a crash brings no acked message again and forgets no counted failure."""
         await bench.publish(9)
-        async with bench.subscribe() as subscription:
+        async with bench.apart() as subscription:
             held = await bench.take(subscription, 9)
             await subscription.ack(held[:3])
             await subscription.nack(held[3:6])
             await subscription.flush()
             await bench.harness.crash(subscription)
         await bench.advance_leases()
-        async with bench.harness.connect() as other, bench.subscribe(broker=other) as later:
+        async with bench.subscribe() as later:
             came = await bench.take(later, 6)
             await bench.nothing_comes(later)
         expected = {each.message.data: 2 if number < 3 else 1 for number, each in enumerate(held[3:])}
@@ -47,7 +46,7 @@ class Verdicts(Checks):
             await subscription.ack((await bench.take(subscription, 3))[:2])
 
             async def seen() -> bool:
-                return (await other.stats(bench.topic, GROUP)).settled == 2
+                return await bench.on(other).settled() == 2
 
             await bench.eventually(seen, "two acks are stored")
 
@@ -57,7 +56,7 @@ class Verdicts(Checks):
         expected = 1
         events = ("release", "nack", "crash", "close", "nack", "freeze", "nack", "crash", "release", "ack")
         for event in events:
-            async with bench.subscribe() as subscription:
+            async with bench.apart() as subscription:
                 (delivery,) = await bench.take(subscription, 1)
                 assert delivery.attempt == expected, f"before {event}"
                 if event in ("crash", "freeze"):
@@ -66,7 +65,7 @@ class Verdicts(Checks):
                 elif event != "close":
                     await getattr(subscription, event)(delivery)
             expected += event == "nack"
-        assert (await bench.stats()).settled == 1
+        assert await bench.settled() == 1
 
     async def test_attempts_outlive_every_client(self, bench: Bench) -> None:
         """Counted failures are still counted when the next member is on another client."""
@@ -80,17 +79,18 @@ class Verdicts(Checks):
 
     async def test_a_delayed_message_does_not_come_early(self, bench: Bench) -> None:
         """``nack(delay=d)`` brings a message again after ``d``, and for no member before it."""
+        delay = bench.harness.delay
         await bench.publish(1)
         async with bench.subscribe() as subscription:
             (delivery,) = await bench.take(subscription, 1)
-            await subscription.nack(delivery, delay=_DELAY_S)
             async with bench.subscribe() as other:
+                await bench.harness.rebalanced()
+                await subscription.nack(delivery, delay=delay)
                 for part in (0.0, 0.8):
-                    await bench.harness.advance(_DELAY_S * part)
-                    await bench.nothing_comes(subscription)
-                    await bench.nothing_comes(other)
-            await bench.harness.advance(_DELAY_S * 0.3)
-            (again,) = await bench.take(subscription, 1)
+                    await bench.harness.advance(delay * part)
+                    await bench.nothing_comes(subscription, other)
+                await bench.harness.advance(delay * 0.3)
+                (again,) = await bench.take_any([subscription, other], 1)
         assert (again.message, again.attempt) == (delivery.message, 2)
 
     async def test_others_flow_while_a_message_is_delayed(self, bench: Bench) -> None:
@@ -98,7 +98,7 @@ class Verdicts(Checks):
         await bench.publish(1)
         async with bench.subscribe(max_in_flight=2) as subscription:
             (failed,) = await bench.take(subscription, 1)
-            await subscription.nack(failed, delay=_DELAY_S)
+            await subscription.nack(failed, delay=bench.harness.delay)
             assert subscription.in_flight == 0
             await bench.publish(10, first=1)
             for _ in range(5):
@@ -106,7 +106,7 @@ class Verdicts(Checks):
                 assert failed.message.data not in bodies(passed)
                 await subscription.ack(passed)
             await bench.nothing_comes(subscription)
-            await bench.harness.advance(_DELAY_S * 1.1)
+            await bench.harness.advance(bench.harness.delay * 1.1)
             assert bodies(await bench.take_and_ack(subscription, 1)) == [failed.message.data]
         assert (await bench.stats()).settled == 11
 
@@ -114,9 +114,9 @@ class Verdicts(Checks):
         """With ``max_in_flight`` messages delayed, nothing more is taken until a delay ends."""
         await bench.publish(6)
         async with bench.subscribe(max_in_flight=3) as subscription:
-            await subscription.nack(await bench.take(subscription, 3), delay=_DELAY_S)
+            await subscription.nack(await bench.take(subscription, 3), delay=bench.harness.delay)
             await bench.nothing_comes(subscription)
-            await bench.harness.advance(_DELAY_S * 1.1)
+            await bench.harness.advance(bench.harness.delay * 1.1)
             came: list[Delivery] = []
             while len(came) < 6:
                 came += await bench.take_and_ack(subscription, 1)
@@ -124,31 +124,35 @@ class Verdicts(Checks):
 
     async def test_delays_end_one_by_one(self, bench: Bench) -> None:
         """Messages with different delays come when theirs ends, whatever the order of the nacks."""
+        step = bench.harness.delay
         await bench.publish(3)
         async with bench.subscribe() as subscription:
             held = await bench.take(subscription, 3)
-            delays = dict(zip((_DELAY_S * 3, _DELAY_S, _DELAY_S * 2), held, strict=True))
+            delays = dict(zip((step * 3, step, step * 2), held, strict=True))
             for delay, delivery in delays.items():
                 await subscription.nack(delivery, delay=delay)
             for delay in sorted(delays):
                 await bench.nothing_comes(subscription)
-                await bench.harness.advance(_DELAY_S * 1.05)
+                await bench.harness.advance(step * 1.05)
                 assert bodies(await bench.take_and_ack(subscription, 1)) == [delays[delay].message.data]
 
     async def test_a_delay_outlives_the_member_that_asked_for_it(self, bench: Bench) -> None:
         """After close or crash of the member a delayed message still comes, counted, and not early."""
+        # Longer than a dead member's lease, so that it is still running when the next member comes.
+        delay = bench.harness.delay + bench.harness.lease * 3
         await bench.publish(2)
         for end in ("close", "crash"):
-            async with bench.subscribe() as subscription:
+            async with bench.apart() as subscription:
                 (delivery,) = await bench.take(subscription, 1)
-                await subscription.nack(delivery, delay=_DELAY_S * 100)
+                await subscription.nack(delivery, delay=delay)
                 await subscription.flush()
                 if end == "crash":
                     await bench.harness.crash(subscription)
         await bench.advance_leases()
         async with bench.subscribe() as later:
+            await bench.harness.rebalanced()
             await bench.nothing_comes(later)
-            await bench.harness.advance(_DELAY_S * 101)
+            await bench.harness.advance(delay)
             assert attempts(await bench.take(later, 2)) == {2}
 
     @needs(DURABLE)
@@ -158,7 +162,7 @@ class Verdicts(Checks):
         await bench.broker.aclose()
         await bench.harness.restart()
         async with bench.harness.connect() as broker:
-            again = Bench(bench.harness, broker, bench.topic)
+            again = bench.on(broker)
             assert await again.left() == sorted(b"%d" % n for n in range(500))
 
     @needs(DURABLE)
@@ -174,7 +178,7 @@ class Verdicts(Checks):
         await bench.broker.aclose()
         await bench.harness.restart()
         async with bench.harness.connect() as broker:
-            again = Bench(bench.harness, broker, bench.topic)
+            again = bench.on(broker)
             assert await again.stats() == before
             async with again.subscribe() as subscription:
                 came = await again.take(subscription, 5)
@@ -184,12 +188,12 @@ class Verdicts(Checks):
     @needs(DURABLE)
     async def test_a_restart_in_mid_run_loses_nothing(self, bench: Bench) -> None:
         """Restarted twice while a batch is held, the backend still hands over every message."""
-        topic, finished = bench.topic, set[bytes]()
+        finished = set[bytes]()
         await bench.publish(300)
         await bench.broker.aclose()
         for share in (100, 200, 0):
             async with bench.harness.connect() as broker:
-                run = Bench(bench.harness, broker, topic)
+                run = bench.on(broker)
                 async with run.subscribe(max_in_flight=50) as subscription:
                     while len(finished) < (share or 300):
                         came = await run.take(subscription, min(20, 300 - len(finished)))

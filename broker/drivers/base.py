@@ -13,7 +13,16 @@ from typing import Literal, Protocol
 
 from ..clock import Clock
 from ..errors import BrokerError
-from ..message import Capabilities, Delivery, GroupStats, Message, Receipt, Redelivery
+from ..message import (
+    Capabilities,
+    Delivery,
+    GroupStats,
+    Lag,
+    Message,
+    Receipt,
+    Redelivery,
+    TopicInfo,
+)
 
 Order = Literal["none", "key"]
 Start = Literal["earliest", "latest"]
@@ -94,6 +103,26 @@ class Admin(Protocol):
 
         Raises:
             NotFound: topic or group does not exist.
+        """
+        ...
+
+    async def topics(self) -> list[TopicInfo]:
+        """List topics by name; a driver's own storage is left out."""
+        ...
+
+    async def lag(self, topic: str, group: str) -> list[Lag]:
+        """Say, part by part, what a group has before it.
+
+        Raises:
+            NotFound: topic or group does not exist.
+        """
+        ...
+
+    async def describe(self) -> dict[str, str]:
+        """Ask the backend who it is: facts for a person, such as its version; fails when it is not there.
+
+        Raises:
+            BrokerError: it does not answer.
         """
         ...
 

@@ -7,110 +7,27 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
-import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from urllib.parse import urlsplit
 
 from ..clock import Clock, SystemClock
-from ..errors import BrokerError, LeaseLost, NotFound
-from ..message import Capabilities, Delivery, GroupStats, Message, Receipt, Redelivery, utc_now
+from ..errors import BrokerError, LeaseLost
+from ..message import (
+    Capabilities,
+    Delivery,
+    GroupStats,
+    Lag,
+    Message,
+    Receipt,
+    Redelivery,
+    TopicInfo,
+    utc_now,
+)
 from .base import Order, Room, Start
+from .memory_store import Group, Lease, MemoryStore, Pending, Topic
 from .options import take_seconds
-
-# Settled messages that a later group can still see; older ones are dropped to bound memory.
-_KEPT = 100_000
-
-
-@dataclass(slots=True)
-class _Pending:
-    """A message that a group took from the log and has not settled.
-
-    Attributes:
-        available_at: end of its lease or of its delay.
-        failures: recorded failures.
-        token: identifies the lease; None while nobody holds one.
-    """
-
-    available_at: float
-    failures: int = 0
-    token: int | None = None
-
-
-@dataclass(slots=True)
-class _Group:
-    """Everything up to ``cursor`` was taken from the log; what is not settled of it is in ``pending``."""
-
-    start: int
-    cursor: int
-    pending: dict[int, _Pending] = field(default_factory=dict)
-
-
-@dataclass(slots=True)
-class _Topic:
-    log: dict[int, Message] = field(default_factory=dict)
-    last: int = 0
-    groups: dict[str, _Group] = field(default_factory=dict)
-
-    def append(self, message: Message) -> int:
-        self.last += 1
-        self.log[self.last] = message
-        return self.last
-
-    def trim(self) -> None:
-        """Drop the oldest messages that every group has settled, beyond ``_KEPT``."""
-        while len(self.log) > _KEPT and self.groups:
-            oldest = next(iter(self.log))
-            if any(oldest > each.cursor or oldest in each.pending for each in self.groups.values()):
-                return
-            del self.log[oldest]
-
-
-@dataclass(frozen=True, slots=True)
-class _Lease:
-    seq: int
-    token: int
-
-
-class MemoryStore:
-    """The topics of one queue; safe to use from several threads and event loops."""
-
-    def __init__(self) -> None:
-        self.topics: dict[str, _Topic] = {}
-        self.lock = threading.Lock()
-        self.tokens = itertools.count(1)
-        self._waiting: set[Callable[[], object]] = set()
-
-    def topic(self, name: str) -> _Topic:
-        if name not in self.topics:
-            raise NotFound(f"topic {name!r} does not exist; create it with `await broker.ensure({name!r})`")
-        return self.topics[name]
-
-    def group(self, topic: str, name: str) -> _Group:
-        groups = self.topic(topic).groups
-        if name not in groups:
-            raise NotFound(
-                f"group {name!r} of topic {topic!r} does not exist; create it with"
-                f" `await broker.ensure({topic!r}, group={name!r})`"
-            )
-        return groups[name]
-
-    @contextlib.contextmanager
-    def calling(self, wake: Callable[[], object]) -> Iterator[None]:
-        """Have ``wake`` called after every change while the context lasts."""
-        self._waiting.add(wake)
-        try:
-            yield
-        finally:
-            self._waiting.discard(wake)
-
-    def changed(self) -> None:
-        for wake in tuple(self._waiting):
-            # The event loop of a waiter may have ended meanwhile.
-            with contextlib.suppress(RuntimeError):
-                wake()
 
 
 class MemorySubscription:
@@ -194,14 +111,14 @@ class MemorySubscription:
             group = self._store.group(self._topic, self._group)
             found = list(islice(self._candidates(topic, group, now), limit.messages))
             for seq in found[: limit.fitting(len(topic.log[seq].data) for seq in found)]:
-                held = group.pending.setdefault(seq, _Pending(now))
+                held = group.pending.setdefault(seq, Pending(now))
                 group.cursor = max(group.cursor, seq)
                 held.available_at, held.token = now + self._driver.capabilities.lease, token
-                lease = _Lease(seq, token)
+                lease = Lease(seq, token)
                 taken.append(Delivery(topic.log[seq], self._topic, held.failures + 1, received_at, lease))
         return taken
 
-    def _candidates(self, topic: _Topic, group: _Group, now: float) -> Iterator[int]:
+    def _candidates(self, topic: Topic, group: Group, now: float) -> Iterator[int]:
         """Yield what may be handed over now: what came back first, then the log from the cursor on."""
         blocked: set[str] = set()
         for seq in sorted(group.pending):
@@ -213,7 +130,7 @@ class MemorySubscription:
         for seq in range(group.cursor + 1, topic.last + 1):
             if self._order == "key":
                 # All enter `pending`, so that the cursor can pass those that must wait their turn.
-                group.pending[seq] = _Pending(now)
+                group.pending[seq] = Pending(now)
                 group.cursor = seq
                 key = topic.log[seq].key
                 if key is not None and key in blocked:
@@ -231,7 +148,7 @@ class MemorySubscription:
             return max(0.001, min(later, default=now + 60.0) - now)
 
     @staticmethod
-    def _held(pending: dict[int, _Pending], delivery: Delivery, lost: list[Delivery]) -> _Pending | None:
+    def _held(pending: dict[int, Pending], delivery: Delivery, lost: list[Delivery]) -> Pending | None:
         """Return the entry if this delivery's lease is the current one, else note it as lost."""
         entry = pending.get(delivery.receipt.seq)
         if entry is None or entry.token != delivery.receipt.token:
@@ -259,12 +176,14 @@ class MemoryDriver:
             shared=False,
             durable=False,
             history=True,
+            counts=True,
             order=frozenset({"none", "key"}),
             lease=lease,
             max_delay=7 * 86_400.0,
             max_message_bytes=64 * 1024 * 1024,
             max_attributes=1000,
             max_attribute_bytes=64 * 1024,
+            max_attribute_name_bytes=64 * 1024,
         )
 
     async def open(self) -> None:
@@ -288,10 +207,10 @@ class MemoryDriver:
 
     async def ensure(self, topic: str, group: str | None, partitions: int, start: Start) -> None:
         with self.store.lock:
-            log = self.store.topics.setdefault(topic, _Topic())
+            log = self.store.topics.setdefault(topic, Topic())
             if group is not None and group not in log.groups:
                 position = log.last if start == "latest" else next(iter(log.log), log.last + 1) - 1
-                log.groups[group] = _Group(position, position)
+                log.groups[group] = Group(position, position)
 
     async def stats(self, topic: str, group: str) -> GroupStats:
         now = self.clock.now()
@@ -306,6 +225,20 @@ class MemoryDriver:
                 delayed=len(waiting) - in_flight,
                 ready=len(state.pending) - len(waiting) + log.last - state.cursor,
             )
+
+    async def topics(self) -> list[TopicInfo]:
+        with self.store.lock:
+            found = {name: tuple(sorted(topic.groups)) for name, topic in self.store.topics.items()}
+        return [TopicInfo(name, None, found[name]) for name in sorted(found)]
+
+    async def lag(self, topic: str, group: str) -> list[Lag]:
+        unsettled = (await self.stats(topic, group)).unsettled
+        with self.store.lock:
+            position, end = self.store.group(topic, group).cursor, self.store.topic(topic).last
+        return [Lag(None, unsettled, str(position), str(end))]
+
+    async def describe(self) -> dict[str, str]:
+        return {"store": "memory of this process", "topics": str(len(self.store.topics))}
 
     async def browse(self, topic: str, group: str) -> AsyncIterator[Delivery]:
         with self.store.lock:

@@ -21,10 +21,11 @@ from urllib.parse import unquote, urlsplit
 
 from ..clock import Clock, SystemClock
 from ..errors import BrokerError, Closed
-from ..message import Capabilities, Delivery, GroupStats, Message, Receipt, Redelivery
+from ..message import Capabilities, Delivery, GroupStats, Lag, Message, Receipt, Redelivery, TopicInfo
 from .base import Order, Room, Start
 from .options import take_seconds
-from .sqlite_store import Membership, SqliteStore
+from .sqlite_admin import Membership
+from .sqlite_store import SqliteStore
 
 T = TypeVar("T")
 
@@ -56,12 +57,14 @@ class SqliteDriver:
             shared=True,
             durable=True,
             history=True,
+            counts=True,
             order=frozenset({"none", "key"}),
             lease=lease,
             max_delay=7 * 86_400.0,
             max_message_bytes=64 * 1024 * 1024,
             max_attributes=1000,
             max_attribute_bytes=64 * 1024,
+            max_attribute_name_bytes=64 * 1024,
         )
         self._path = path
         self._retention = retention
@@ -104,6 +107,15 @@ class SqliteDriver:
 
     async def stats(self, topic: str, group: str) -> GroupStats:
         return await self.run(lambda store: store.stats(store.member(topic, group), self.clock.now()))
+
+    async def topics(self) -> list[TopicInfo]:
+        return await self.run(lambda store: store.topics())
+
+    async def lag(self, topic: str, group: str) -> list[Lag]:
+        return await self.run(lambda store: [store.lag(store.member(topic, group))])
+
+    async def describe(self) -> dict[str, str]:
+        return await self.run(lambda store: store.describe())
 
     async def browse(self, topic: str, group: str) -> AsyncIterator[Delivery]:
         member = await self.run(lambda store: store.member(topic, group))

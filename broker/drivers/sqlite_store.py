@@ -1,4 +1,4 @@
-"""What the queue file is asked to do. Blocking; one connection, one thread."""
+"""The messages in the queue file: stored, leased, settled, copied. Blocking; one connection, one thread."""
 
 from __future__ import annotations
 
@@ -9,29 +9,17 @@ from datetime import datetime
 from typing import Any
 
 from ..errors import LeaseLost, NotFound
-from ..message import Delivery, GroupStats, Message, Redelivery, utc_now
+from ..message import Delivery, Message, Redelivery, utc_now
 from .base import Room
-from .sqlite_file import QueueFile
+from .sqlite_admin import NOT_ITS_TURN, Membership, QueueAdmin
 
 _FIELDS = "id, key, content_type, type, source, subject, time, attributes, data"
-# Later than any clock: it waits until the message before it with the same key is settled.
-_NOT_ITS_TURN = float("inf")
 _PAGE = Room(messages=200, size_bytes=16 * 1024 * 1024, alone=True)
 # SQLite takes at least 999 parameters in one statement, whatever it was built with.
 _SEQS_AT_ONCE = 500
 # The first message of a key that this group has not settled; those behind it wait.
 _IN_TURN = """ AND NOT EXISTS (
     SELECT 1 FROM pending q WHERE q.group_id = p.group_id AND q.key = p.key AND q.seq < p.seq)"""
-
-
-@dataclass(frozen=True, slots=True)
-class Membership:
-    """What one subscription reads: ids resolved once."""
-
-    topic: str
-    topic_id: int
-    group_id: int
-    by_key: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,47 +30,8 @@ class Lease:
     token: int
 
 
-class SqliteStore(QueueFile):
+class SqliteStore(QueueAdmin):
     """The operations of a queue on one connection."""
-
-    def topic_id(self, topic: str) -> int:
-        """Return the id of a topic, or raise ``NotFound``."""
-        rows = self.query("SELECT topic_id FROM topics WHERE name = ?", (topic,))
-        if not rows:
-            raise NotFound(
-                f"topic {topic!r} does not exist in {self.path}; create it with"
-                f" `await broker.ensure({topic!r})`"
-            )
-        return int(rows[0][0])
-
-    def member(self, topic: str, group: str, *, by_key: bool = False) -> Membership:
-        """Return what a subscription reads, or raise ``NotFound``."""
-        topic_id = self.topic_id(topic)
-        rows = self.query("SELECT group_id FROM groups WHERE topic_id = ? AND name = ?", (topic_id, group))
-        if not rows:
-            raise NotFound(
-                f"group {group!r} of topic {topic!r} does not exist in {self.path}; create it with"
-                f" `await broker.ensure({topic!r}, group={group!r})`"
-            )
-        return Membership(topic, topic_id, int(rows[0][0]), by_key)
-
-    def ensure(self, topic: str, group: str | None, partitions: int, earliest: bool) -> None:
-        """Create what is missing."""
-        with self.transaction(durable=True):
-            self.db.execute(
-                "INSERT INTO topics (name, partitions) VALUES (?, ?) ON CONFLICT DO NOTHING",
-                (topic, partitions),
-            )
-            if group is not None:
-                bound = "min(seq) - 1" if earliest else "max(seq)"
-                self.db.execute(
-                    f"""INSERT INTO groups (topic_id, name, start, cursor)
-                        SELECT topic_id, ?, at, at FROM (SELECT topic_id, coalesce(
-                            (SELECT {bound} FROM messages m WHERE m.topic_id = t.topic_id),
-                            (SELECT max(seq) FROM messages), 0) AS at FROM topics t WHERE name = ?) WHERE true
-                        ON CONFLICT DO NOTHING""",  # noqa: S608 - two fixed texts
-                    (group, topic),
-                )
 
     def append(self, topic: str, messages: Sequence[Message], now: float) -> list[int]:
         """Store messages in order, all or none; return their positions."""
@@ -172,7 +121,7 @@ class SqliteStore(QueueFile):
             # Every row enters `pending`, so that the cursor can pass those that must wait their turn.
             self.db.execute(
                 "INSERT INTO pending (group_id, seq, available_at, failures, key) VALUES (?, ?, ?, 0, ?)",
-                (member.group_id, row[0], now if is_first else _NOT_ITS_TURN, row[2]),
+                (member.group_id, row[0], now if is_first else NOT_ITS_TURN, row[2]),
             )
             if is_first:
                 in_turn.append(row)
@@ -228,7 +177,7 @@ class SqliteStore(QueueFile):
         self.db.execute(
             """UPDATE pending SET available_at = ? WHERE available_at = ? AND group_id = ? AND seq = (
                    SELECT min(seq) FROM pending WHERE group_id = ? AND key = ?)""",
-            (now, _NOT_ITS_TURN, member.group_id, member.group_id, key),
+            (now, NOT_ITS_TURN, member.group_id, member.group_id, key),
         )
 
     def extend(self, member: Membership, deliveries: Sequence[Delivery], until: float) -> list[Delivery]:
@@ -270,26 +219,6 @@ class SqliteStore(QueueFile):
                    FROM messages WHERE seq = ? ON CONFLICT DO NOTHING""",
                 (target, now, attributes, f"{member.group_id}/{lease.seq}", lease.seq),
             )
-
-    def stats(self, member: Membership, now: float) -> GroupStats:
-        """Count what a group has before it."""
-        rows = self.query(
-            """SELECT (SELECT count(*) FROM messages m WHERE m.topic_id = g.topic_id AND m.seq > g.start),
-                      (SELECT count(*) FROM messages m WHERE m.topic_id = g.topic_id AND m.seq > g.cursor),
-                      count(p.seq) FILTER (WHERE available_at > ? AND token IS NOT NULL),
-                      count(p.seq) FILTER (WHERE available_at > ? AND available_at < ? AND token IS NULL),
-                      count(p.seq)
-               FROM groups g LEFT JOIN pending p USING (group_id) WHERE group_id = ?""",
-            (now, now, _NOT_ITS_TURN, member.group_id),
-        )
-        published, unread, in_flight, delayed, pending = rows[0]
-        return GroupStats(
-            published=published,
-            settled=published - unread - pending,
-            in_flight=in_flight,
-            delayed=delayed,
-            ready=unread + pending - in_flight - delayed,
-        )
 
     def browse(self, member: Membership, after: int) -> list[Delivery]:
         """Return a page of what the group has not settled, in the order of the log."""

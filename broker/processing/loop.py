@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from ..claims import lost_claim
 from ..errors import BrokerError, DeadlineExceeded, LeaseLost, Unavailable
 from ..limits import MAX_IN_FLIGHT
 from ..message import Delivery, Redelivery
@@ -29,6 +30,8 @@ Handler = Callable[[Sequence[Delivery]], Awaitable[Sequence[Outcome]]]
 # An outage is waited out for as long as it lasts; no attempt is counted.
 _OUTAGE = RetryPolicy(attempts=1, base=0.1, cap=5.0)
 _AWAY = (Unavailable, DeadlineExceeded)
+# Reason and stage of a dead letter whose large body is gone for good.
+CLAIM_LOST, CLAIM_CHECK = "claim-lost", "claim-check"
 
 
 @dataclass(slots=True)
@@ -157,7 +160,10 @@ class Processor:
             self._running.add(asyncio.create_task(self._run_batch(subscription, batch)))
 
     async def _run_batch(self, subscription: Subscription, batch: list[Delivery]) -> None:
-        verdicts = await self._handle(batch)
+        lost = {each: why for each in batch if (why := lost_claim(each.message))}
+        verdicts: list[Verdict] = [(each, Reject(CLAIM_LOST, why, CLAIM_CHECK)) for each, why in lost.items()]
+        if good := [each for each in batch if each not in lost]:
+            verdicts += await self._handle(good)
         self._totals.batches += 1
         await self._settle(subscription, verdicts)
 

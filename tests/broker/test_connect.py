@@ -15,7 +15,7 @@ pytestmark = pytest.mark.anyio
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No variable of the caller, and a state directory of the test's own."""
-    for name in ("BROKER_URL", "BROKER_BACKEND"):
+    for name in ("BROKER_URL", "BROKER_BACKEND", "COUTURIER_ENV"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("COUTURIER_HOME", str(tmp_path / "home"))
 
@@ -68,7 +68,7 @@ def test_a_bad_url_is_named(url: str, said: str, monkeypatch: pytest.MonkeyPatch
 
 def test_unknown_backends_are_told_the_known_ones() -> None:
     """The error lists what can be written instead."""
-    with pytest.raises(ValueError, match=r"memory://.*sqlite://"):
+    with pytest.raises(ValueError, match=r"kafka://, memory://, pubsub://, sqlite://"):
         connect("rabbit://localhost")
 
 
@@ -121,7 +121,7 @@ def test_contradicting_variables_are_both_named(monkeypatch: pytest.MonkeyPatch)
 def test_an_unknown_backend_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """A wrong value of ``BROKER_BACKEND`` is quoted beside the right ones."""
     monkeypatch.setenv("BROKER_BACKEND", "rabbit")
-    with pytest.raises(ValueError, match=r"BROKER_BACKEND='rabbit'.*memory.*sqlite"):
+    with pytest.raises(ValueError, match=r"BROKER_BACKEND='rabbit'.*memory.*sqlite.*kafka.*pubsub"):
         connect()
 
 

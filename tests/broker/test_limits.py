@@ -16,12 +16,14 @@ CAN = Capabilities(
     shared=True,
     durable=True,
     history=True,
+    counts=True,
     order=frozenset({"none"}),
     lease=1.0,
     max_delay=1.0,
     max_message_bytes=10,
     max_attributes=2,
     max_attribute_bytes=4,
+    max_attribute_name_bytes=4,
 )
 GOOD = Message(data=b"x", key="k", attributes={"a": "1"}, subject="s")
 

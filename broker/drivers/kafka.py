@@ -1,0 +1,337 @@
+"""Apache Kafka behind the contract, on confluent-kafka's sync ``Producer`` and ``Consumer``.
+
+A group is a consumer group whose position stands in its committed offsets, finished work beyond it in the
+commits' metadata (``offsets``). A failed message is copied to ``<topic>.<group>.retry`` with its attempt
+number and due time, and members read that topic beside the input. The client's asyncio classes are not
+used: its producer takes no headers, and cancelling a poll of its consumer loses the message.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from ..clock import Clock, SystemClock
+from ..errors import BrokerError, Closed, MessageTooLarge, NotFound, PermissionDenied, Unavailable
+from ..message import Capabilities, Message, Receipt
+from .base import Order
+from .kafka_admin import KafkaAdmin
+from .kafka_member import KafkaMember
+from .kafka_records import Headers, Record, headers, mapped
+from .options import check_url, split_url, take_seconds
+
+log = logging.getLogger("broker")
+
+Report = Callable[[Any, Any], None]
+
+_CONNECT_S = 10.0
+_DELIVERY_S = 30.0
+# The broker's default `message.max.bytes` is 1,048,588 with the batch's overhead; the rest is for the key
+# and the headers: kafka.apache.org/documentation/#brokerconfigs
+_MAX_BODY_BYTES = 1_000_000
+_MAX_RECORD_BYTES = 1_048_000
+# How long a topic that was seen is taken to be there.
+_KNOWN_S = 60.0
+_GROUP_PROTOCOLS = ("classic", "consumer")
+# The broker's smallest session for `group.protocol=consumer`, and its default.
+_CONSUMER_SESSION_S = 45.0
+
+
+class KafkaDriver:
+    """Connection to one cluster.
+
+    Args:
+        servers: ``host:port``, comma separated.
+        session: seconds without a heartbeat after which a member's partitions go to others.
+        protocol: ``classic`` (cooperative-sticky) or ``consumer`` (KIP-848, brokers from 4.0).
+        max_poll: seconds without a poll, as in a frozen process, after which a member leaves the group.
+        group_id: Kafka's ``group.id``, made from ``{topic}`` and ``{group}``. Members of one ``group.id``
+            rebalance together, also when they read different topics.
+        config: any further librdkafka settings, such as security.
+        clock: due times of retries; shared by all processes, so it follows the wall clock.
+    """
+
+    def __init__(
+        self,
+        servers: str,
+        session: float = 10.0,
+        protocol: str = "classic",
+        max_poll: float = 300.0,
+        group_id: str = "{group}",
+        config: Mapping[str, Any] | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        if protocol not in _GROUP_PROTOCOLS:
+            raise ValueError(f"option protocol={protocol!r}: known are {', '.join(_GROUP_PROTOCOLS)}")
+        if "{group}" not in group_id:
+            raise ValueError(
+                f"option group_id={group_id!r} must contain {{group}}, and may contain {{topic}}"
+            )
+        self.clock: Clock = clock or SystemClock(time.time)
+        self.address = f"kafka://{servers}"
+        self.members: set[KafkaMember] = set()
+        self.failure: BrokerError | None = None
+        self.capabilities = Capabilities(
+            backend="kafka",
+            shared=True,
+            durable=True,
+            history=True,
+            counts=True,
+            order=frozenset({"none"}),
+            lease=session if protocol == "classic" else _CONSUMER_SESSION_S,
+            max_delay=7 * 86_400.0,
+            max_message_bytes=_MAX_BODY_BYTES,
+            max_attributes=100,
+            max_attribute_bytes=1024,
+            max_attribute_name_bytes=1024,
+        )
+        self._common = {
+            **(config or {}),
+            "bootstrap.servers": servers,
+            "error_cb": self._note,
+            "logger": logging.getLogger("broker.kafka"),
+        }
+        self._group_id = group_id
+        self.membership = _membership(session, protocol, max_poll)
+        self.admin = KafkaAdmin(self)
+        self._producer: Any = None
+        self._polling = threading.Event()
+        self._poller: threading.Thread | None = None
+        self._known: dict[str, float] = {}
+
+    def consumer_config(self, group: str, **more: Any) -> dict[str, Any]:
+        """Return the settings of a consumer that commits by our hand only."""
+        return {
+            "fetch.queue.backoff.ms": 10,
+            "queued.max.messages.kbytes": 32_768,
+            **self._common,
+            "group.id": group,
+            "enable.auto.commit": False,
+            "enable.auto.offset.store": False,
+            "auto.offset.reset": "earliest",
+            "allow.auto.create.topics": False,
+            **more,
+        }
+
+    @property
+    def common_config(self) -> dict[str, Any]:
+        """The settings of every client: where the brokers are, and credentials."""
+        return dict(self._common)
+
+    async def open(self) -> None:
+        from confluent_kafka import Producer
+
+        config = {
+            "linger.ms": 5,
+            "partitioner": "murmur2_random",
+            **self._common,
+            "enable.idempotence": True,
+            "acks": "all",
+            "message.max.bytes": _MAX_RECORD_BYTES,
+            "delivery.timeout.ms": int(_DELIVERY_S * 1000),
+            "allow.auto.create.topics": False,
+        }
+        try:
+            self._producer = Producer(config)
+        except Exception as error:
+            raise ValueError(f"the Kafka client refuses its settings: {error}") from None
+        self._polling.set()
+        self._poller = threading.Thread(target=self._poll, name="kafka producer", daemon=True)
+        self._poller.start()
+        try:
+            await asyncio.to_thread(self._reach)
+        except BaseException:
+            await self.aclose()
+            raise
+
+    def _reach(self) -> None:
+        from confluent_kafka import KafkaException
+
+        deadline = time.monotonic() + _CONNECT_S
+        while True:
+            try:
+                self._producer.list_topics(timeout=1.0)
+                return
+            except KafkaException as error:
+                if self.failure is not None:
+                    raise self.failure from error
+                if time.monotonic() > deadline:
+                    raise Unavailable(
+                        f"no Kafka broker answers at {self.address} within {_CONNECT_S:g} s; is it running,"
+                        f" and are host and port right? The client says: {error.args[0].str()}"
+                    ) from error
+
+    async def aclose(self) -> None:
+        for member in tuple(self.members):
+            await member.aclose()
+        await self.admin.aclose()
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            await asyncio.to_thread(producer.flush, _DELIVERY_S)
+        self._polling.clear()
+        if self._poller is not None:
+            await asyncio.to_thread(self._poller.join)
+
+    async def send(self, topic: str, messages: Sequence[Message]) -> list[Receipt | BrokerError]:
+        await self.check_topic(topic)
+        return await self._produce(
+            topic, [(each.data, each.key, headers(each), each.id) for each in messages]
+        )
+
+    async def copy(self, topic: str, copies: Sequence[tuple[Record, Headers]]) -> None:
+        """Store copies of native records, keys and null values as they are.
+
+        Raises:
+            BrokerError: at least one is not stored.
+        """
+        await self.check_topic(topic)
+        rows = [(each.native.value(), each.native.key(), head, "") for each, head in copies]
+        for answer in await self._produce(topic, rows):
+            if isinstance(answer, BrokerError):
+                raise answer
+
+    async def _produce(
+        self, topic: str, rows: Sequence[tuple[bytes | None, Any, Any, str]]
+    ) -> list[Receipt | BrokerError]:
+        """Hand records to the client and wait for every delivery report."""
+        answers: list[Any] = [None] * len(rows)
+        left = len(rows)
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[None] = loop.create_future()
+
+        def report(index: int, error: Any, native: Any) -> None:
+            nonlocal left
+            if error is None:
+                place = f"{native.partition()}/{native.offset()}"
+                answers[index] = Receipt(rows[index][3], topic, place)
+            else:
+                self._known.pop(topic, None)
+                answers[index] = mapped(error, f"storing in {topic}")
+            left -= 1
+            if not left:
+                _wake(loop, done)
+
+        for index, (data, key, head, _) in enumerate(rows):
+            problem = await self._enqueue(topic, data, key, head, partial(report, index))
+            if problem is not None:
+                answers[index] = problem
+                left -= 1
+        if left:
+            await done
+        return answers
+
+    async def _enqueue(
+        self, topic: str, data: bytes | None, key: Any, head: Any, report: Report
+    ) -> BrokerError | None:
+        """Give one record to the client, waiting while its queue is full."""
+        from confluent_kafka import KafkaException
+
+        while True:
+            producer = self._producer
+            if producer is None:
+                return Closed("the broker was closed")
+            try:
+                producer.produce(topic, value=data, key=key, headers=head, on_delivery=report)
+            except BufferError:
+                await asyncio.sleep(0.005)
+            except KafkaException as error:
+                if error.args[0].name() == "MSG_SIZE_TOO_LARGE":
+                    size = len(data or b"") + sum(len(name) + len(value or b"") for name, value in head)
+                    return MessageTooLarge(size, _MAX_RECORD_BYTES)
+                return mapped(error, f"storing in {topic}")
+            else:
+                return None
+
+    async def check_topic(self, topic: str) -> None:
+        """Raise ``NotFound`` unless the topic was seen lately; the client itself would wait for it."""
+        if self._known.get(topic, 0.0) < time.monotonic():
+            await self.admin.partitions(topic)
+            self._known[topic] = time.monotonic() + _KNOWN_S
+
+    async def subscribe(self, topic: str, group: str, order: Order) -> KafkaMember:
+        from confluent_kafka import Consumer
+
+        await self.admin.check_group(topic, group)
+        # The storage of retries is made with the group; a group of before, or of others, may lack it.
+        await self.admin.create(self.retry_topic(topic, group), await self.admin.partitions(topic))
+        member: list[KafkaMember] = []
+        config = self.consumer_config(
+            self.group_id(topic, group),
+            **self.membership,
+            on_commit=lambda *result: member[0].commit_result(*result),  # noqa: PLW0108 - not made yet
+        )
+        member.append(KafkaMember(self, topic, group, Consumer(config)))
+        self.members.add(member[0])
+        member[0].start()
+        return member[0]
+
+    def group_id(self, topic: str, group: str) -> str:
+        """Return Kafka's ``group.id`` for a group of a topic."""
+        return self._group_id.replace("{topic}", topic).replace("{group}", group)
+
+    @staticmethod
+    def retry_topic(topic: str, group: str) -> str:
+        """Return where a group keeps what failed and comes again."""
+        return f"{topic}.{group}.retry"
+
+    def _poll(self) -> None:
+        while self._polling.is_set():
+            producer = self._producer
+            if producer is None:
+                time.sleep(0.01)
+            else:
+                producer.poll(0.1)
+
+    def _note(self, error: Any) -> None:
+        """Called by the client's threads; what it does not recover from by itself is kept."""
+        problem = mapped(error, self.address)
+        if isinstance(problem, PermissionDenied | NotFound) or error.fatal():
+            self.failure = problem
+        else:
+            log.info("kafka: %s", problem)
+
+
+def _membership(session: float, protocol: str, max_poll: float) -> dict[str, Any]:
+    common = {"group.protocol": protocol, "max.poll.interval.ms": int(max_poll * 1000)}
+    if protocol == "consumer":
+        return common
+    return {
+        **common,
+        "session.timeout.ms": int(session * 1000),
+        "heartbeat.interval.ms": int(min(3.0, session / 5) * 1000),
+        "partition.assignment.strategy": "cooperative-sticky",
+    }
+
+
+def _wake(loop: asyncio.AbstractEventLoop, done: asyncio.Future[None]) -> None:
+    def give() -> None:
+        if not done.done():
+            done.set_result(None)
+
+    # Whoever waited may be gone, with its event loop.
+    if not loop.is_closed():
+        loop.call_soon_threadsafe(give)
+
+
+def from_url(url: str, options: Mapping[str, str]) -> KafkaDriver:
+    """Open ``kafka://host:9092,other:9092``.
+
+    Options: ``session`` and ``max_poll``, seconds; ``protocol``, ``classic`` or ``consumer``; ``group_id``,
+    ``{group}`` unless given, for example ``{topic}.{group}``. Credentials
+    and any other setting of the client come from the environment (``KAFKA_*``).
+    """
+    from ..settings import kafka_client_config
+
+    check_url(url)
+    _, servers, _ = split_url(url)
+    rest = dict(options)
+    protocol, group_id = rest.pop("protocol", "classic"), rest.pop("group_id", "{group}")
+    seconds = take_seconds(rest, {"session": 10.0, "max_poll": 300.0})
+    return KafkaDriver(
+        servers, seconds["session"], protocol, seconds["max_poll"], group_id, kafka_client_config()
+    )

@@ -1,0 +1,57 @@
+"""Looks at a partition without taking part in a group."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from ..errors import Unavailable
+from .kafka_records import mapped
+from .offsets import Progress
+
+if TYPE_CHECKING:
+    from .kafka import KafkaDriver
+
+_CALL_S = 10.0
+
+
+class Reader:
+    """Reads the unfinished records of one partition, outside of any group."""
+
+    def __init__(
+        self, driver: KafkaDriver, topic: str, partition: int, progress: Progress, low: int, high: int
+    ) -> None:
+        from confluent_kafka import Consumer, TopicPartition
+
+        self._progress = progress
+        self._high = high
+        self._place = (topic, partition)
+        self._consumer = Consumer(
+            driver.consumer_config(
+                "couturier-browse", **{"enable.partition.eof": True, "queued.max.messages.kbytes": 4096}
+            )
+        )
+        self._consumer.assign([TopicPartition(topic, partition, max(progress.position, low))])
+
+    def __iter__(self) -> Iterator[Any]:
+        deadline = time.monotonic() + _CALL_S
+        while True:
+            native: Any = self._consumer.poll(0.2)
+            if native is None:
+                if time.monotonic() > deadline:
+                    raise Unavailable(f"reading {self._place} brought nothing for {_CALL_S:g} s")
+                continue
+            deadline = time.monotonic() + _CALL_S
+            if native.error() is not None:
+                if native.error().name() == "_PARTITION_EOF":
+                    return
+                raise mapped(native.error(), f"reading {self._place}")
+            if not self._progress.is_finished(native.offset()) and native.offset() < self._high:
+                yield native
+            if native.offset() + 1 >= self._high:
+                return
+
+    def close(self) -> None:
+        """Let the connection go."""
+        self._consumer.close()

@@ -1,0 +1,146 @@
+"""The Pub/Sub backend against the contract, on Google's emulator."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+
+from broker import Broker, BrokerError, GroupStats, Subscription
+from broker.conformance import Conformance, Harness
+from broker.drivers.base import Start
+from broker.drivers.google_pubsub import PubsubDriver
+from broker.drivers.google_pubsub_admin import PubsubAdmin
+from broker.drivers.google_pubsub_publish import Publisher, Record
+from broker.drivers.google_pubsub_rpc import Rpc
+from tests.services.pubsub import PubSubService
+
+pytestmark = pytest.mark.pubsub
+
+_FORGETS = "the emulator keeps everything in memory: after a restart it is empty"
+_NO_ORDER = (
+    "order by key is not offered: a copy that waits for its retry would have to hold up its successors"
+)
+
+
+class OffsetClock:
+    """The wall clock and an offset that tests move: delays end by it, while leases need real time."""
+
+    def __init__(self) -> None:
+        self.offset = 0.0
+
+    def now(self) -> float:
+        return time.time() + self.offset
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+
+class Books:
+    """What Pub/Sub does not count: how much was published to each topic, and where each group began."""
+
+    def __init__(self) -> None:
+        self.published: Counter[str] = Counter()
+        self.began: dict[tuple[str, str], int] = {}
+
+
+class CountingPublisher(Publisher):
+    """Enters everything that is stored, by ``send``, ``forward`` or for a retry, under its topic."""
+
+    def __init__(self, rpc: Rpc, books: Books) -> None:
+        super().__init__(rpc)
+        self._books = books
+
+    async def store(
+        self, path: str, records: Sequence[Record], doing: str, missing: str
+    ) -> list[str | BrokerError]:
+        answers = await super().store(path, records, doing, missing)
+        self._books.published[path.rpartition("/")[2]] += sum(isinstance(each, str) for each in answers)
+        return answers
+
+
+class CountingAdmin(PubsubAdmin):
+    """Enters where a group begins."""
+
+    def __init__(self, driver: PubsubDriver, books: Books) -> None:
+        super().__init__(driver, retention=7 * 86_400.0, exactly_once=False)
+        self._books = books
+
+    async def ensure(self, topic: str, group: str | None, partitions: int, start: Start) -> None:
+        before = 0 if start == "earliest" else self._books.published[topic]
+        await super().ensure(topic, group, partitions, start)
+        if group is not None:
+            self._books.began.setdefault((topic, group), before)
+
+
+class CountingDriver(PubsubDriver):
+    """The driver, with books."""
+
+    def __init__(self, project: str, host: str, lease: float, clock: OffsetClock, books: Books) -> None:
+        super().__init__(project, host, lease, clock=clock, look_again=1.0)
+        self.admin = CountingAdmin(self, books)
+        self._books = books
+
+    async def open(self) -> None:
+        await super().open()
+        self.publisher = CountingPublisher(self.rpc, self._books)
+
+
+class PubsubHarness(Harness):
+    """All clients of one harness share a project, which no other check uses, and a clock."""
+
+    lease = 2.0
+    quiet = 0.3
+    delay = 60.0
+    impossible = {
+        "messages_survive_a_restart": _FORGETS,
+        "verdicts_survive_a_restart": _FORGETS,
+        "a_restart_in_mid_run_loses_nothing": _FORGETS,
+        "the_messages_of_a_key_come_one_by_one_in_order": _NO_ORDER,
+        "order_holds_with_several_members": _NO_ORDER,
+        "a_blocked_key_does_not_stop_the_others": _NO_ORDER,
+        "a_failed_message_comes_before_its_successors": _NO_ORDER,
+        "order_outlives_a_crash": _NO_ORDER,
+        "order_and_limits_together_lose_nothing": _NO_ORDER,
+        "order_holds_behind_a_member_that_keeps_none": _NO_ORDER,
+        "messages_without_a_key_wait_for_nobody": _NO_ORDER,
+    }
+
+    def __init__(self, host: str) -> None:
+        self.host = host
+        self.project = f"proj-{uuid.uuid4().hex[:12]}"
+        self.clock = OffsetClock()
+        self.books = Books()
+
+    def connect(self) -> Broker:
+        return Broker(CountingDriver(self.project, self.host, self.lease, self.clock, self.books))
+
+    async def advance(self, seconds: float) -> None:
+        """Let leases run in real time; delays are longer than any wait for a lease, and only counted."""
+        self.clock.offset += seconds
+        if seconds < 5 * self.lease:
+            await asyncio.sleep(seconds)
+
+    async def stats(self, broker: Broker, topic: str, group: str) -> GroupStats:
+        stats = await broker.stats(topic, group)
+        published = self.books.published[topic] - self.books.began[topic, group]
+        return replace(stats, published=published, settled=published - stats.unsettled)
+
+    async def crash(self, subscription: Subscription) -> None:
+        """Cut the connection, too, as the end of the process would."""
+        member = subscription._member
+        await super().crash(subscription)
+        member._member._driver.rpc.close()  # type: ignore[union-attr]
+
+
+class TestPubsub(Conformance):
+    """Every check of the suite."""
+
+    @pytest.fixture
+    async def harness(self, pubsub_service: PubSubService) -> PubsubHarness:
+        return PubsubHarness(pubsub_service.host)
