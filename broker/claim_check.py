@@ -200,7 +200,7 @@ class ClaimingMember:
         held = self._held()
         if not deliveries and not held:
             return []
-        lost = set(await self._member.extend(self._natives(deliveries)))
+        lost = set(await self._member.extend([*self._natives(deliveries), *held]))
         for task in [task for task, each in self._fetching.items() if each in lost]:
             del self._fetching[task]
             task.cancel()

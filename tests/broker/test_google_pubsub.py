@@ -97,19 +97,21 @@ class PubsubHarness(Harness):
     lease = 2.0
     quiet = 0.3
     delay = 60.0
-    impossible = {
-        "messages_survive_a_restart": _FORGETS,
-        "verdicts_survive_a_restart": _FORGETS,
-        "a_restart_in_mid_run_loses_nothing": _FORGETS,
-        "the_messages_of_a_key_come_one_by_one_in_order": _NO_ORDER,
-        "order_holds_with_several_members": _NO_ORDER,
-        "a_blocked_key_does_not_stop_the_others": _NO_ORDER,
-        "a_failed_message_comes_before_its_successors": _NO_ORDER,
-        "order_outlives_a_crash": _NO_ORDER,
-        "order_and_limits_together_lose_nothing": _NO_ORDER,
-        "order_holds_behind_a_member_that_keeps_none": _NO_ORDER,
-        "messages_without_a_key_wait_for_nobody": _NO_ORDER,
-    }
+    impossible = MappingProxyType(
+        {
+            "messages_survive_a_restart": _FORGETS,
+            "verdicts_survive_a_restart": _FORGETS,
+            "a_restart_in_mid_run_loses_nothing": _FORGETS,
+            "the_messages_of_a_key_come_one_by_one_in_order": _NO_ORDER,
+            "order_holds_with_several_members": _NO_ORDER,
+            "a_blocked_key_does_not_stop_the_others": _NO_ORDER,
+            "a_failed_message_comes_before_its_successors": _NO_ORDER,
+            "order_outlives_a_crash": _NO_ORDER,
+            "order_and_limits_together_lose_nothing": _NO_ORDER,
+            "order_holds_behind_a_member_that_keeps_none": _NO_ORDER,
+            "messages_without_a_key_wait_for_nobody": _NO_ORDER,
+        }
+    )
 
     def __init__(self, host: str) -> None:
         self.host = host
