@@ -10,31 +10,27 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..clock import Clock, SystemClock
-from ..errors import BrokerError, Closed, MessageTooLarge, NotFound, PermissionDenied, Unavailable
+from ..errors import BrokerError, Closed, NotFound, PermissionDenied, Unavailable
 from ..message import Capabilities, Message, Receipt
 from .base import Order
 from .kafka_admin import KafkaAdmin
+from .kafka_errors import mapped
 from .kafka_member import KafkaMember
-from .kafka_records import Headers, Record, headers, mapped
+from .kafka_publish import Publisher, Row
+from .kafka_records import Headers, Record, headers
 from .options import check_url, split_url, take_seconds
 
 log = logging.getLogger("broker")
 
-Report = Callable[[Any, Any], None]
-
 _CONNECT_S = 10.0
-_DELIVERY_S = 30.0
 # The broker's default `message.max.bytes` is 1,048,588 with the batch's overhead; the rest is for the key
 # and the headers: kafka.apache.org/documentation/#brokerconfigs
 _MAX_BODY_BYTES = 1_000_000
-_MAX_RECORD_BYTES = 1_048_000
 # How long a topic that was seen is taken to be there.
 _KNOWN_S = 60.0
 _GROUP_PROTOCOLS = ("classic", "consumer")
@@ -98,10 +94,10 @@ class KafkaDriver:
         }
         self._group_id = group_id
         self.membership = _membership(session, protocol, max_poll)
+        # Seconds of silence after which a member may be evicted.
+        self.silence = min(self.capabilities.lease, max_poll)
         self.admin = KafkaAdmin(self)
-        self._producer: Any = None
-        self._polling = threading.Event()
-        self._poller: threading.Thread | None = None
+        self._publisher: Publisher | None = None
         self._known: dict[str, float] = {}
 
     def consumer_config(self, group: str, **more: Any) -> dict[str, Any]:
@@ -109,6 +105,8 @@ class KafkaDriver:
         return {
             "fetch.queue.backoff.ms": 10,
             "queued.max.messages.kbytes": 32_768,
+            # Partitions that are added to a topic are found this soon (the client's default: 5 minutes).
+            "topic.metadata.refresh.interval.ms": 30_000,
             **self._common,
             "group.id": group,
             "enable.auto.commit": False,
@@ -124,25 +122,7 @@ class KafkaDriver:
         return dict(self._common)
 
     async def open(self) -> None:
-        from confluent_kafka import Producer
-
-        config = {
-            "linger.ms": 5,
-            "partitioner": "murmur2_random",
-            **self._common,
-            "enable.idempotence": True,
-            "acks": "all",
-            "message.max.bytes": _MAX_RECORD_BYTES,
-            "delivery.timeout.ms": int(_DELIVERY_S * 1000),
-            "allow.auto.create.topics": False,
-        }
-        try:
-            self._producer = Producer(config)
-        except Exception as error:
-            raise ValueError(f"the Kafka client refuses its settings: {error}") from None
-        self._polling.set()
-        self._poller = threading.Thread(target=self._poll, name="kafka producer", daemon=True)
-        self._poller.start()
+        self._publisher = Publisher(self._common, self.address)
         try:
             await asyncio.to_thread(self._reach)
         except BaseException:
@@ -152,10 +132,12 @@ class KafkaDriver:
     def _reach(self) -> None:
         from confluent_kafka import KafkaException
 
+        assert self._publisher is not None
+
         deadline = time.monotonic() + _CONNECT_S
         while True:
             try:
-                self._producer.list_topics(timeout=1.0)
+                self._publisher.client.list_topics(timeout=1.0)
                 return
             except KafkaException as error:
                 if self.failure is not None:
@@ -170,18 +152,12 @@ class KafkaDriver:
         for member in tuple(self.members):
             await member.aclose()
         await self.admin.aclose()
-        producer, self._producer = self._producer, None
-        if producer is not None:
-            await asyncio.to_thread(producer.flush, _DELIVERY_S)
-        self._polling.clear()
-        if self._poller is not None:
-            await asyncio.to_thread(self._poller.join)
+        publisher, self._publisher = self._publisher, None
+        if publisher is not None:
+            await publisher.aclose()
 
     async def send(self, topic: str, messages: Sequence[Message]) -> list[Receipt | BrokerError]:
-        await self.check_topic(topic)
-        return await self._produce(
-            topic, [(each.data, each.key, headers(each), each.id) for each in messages]
-        )
+        return await self._store(topic, [(each.data, each.key, headers(each), each.id) for each in messages])
 
     async def copy(self, topic: str, copies: Sequence[tuple[Record, Headers]]) -> None:
         """Store copies of native records, keys and null values as they are.
@@ -189,63 +165,19 @@ class KafkaDriver:
         Raises:
             BrokerError: at least one is not stored.
         """
-        await self.check_topic(topic)
         rows = [(each.native.value(), each.native.key(), head, "") for each, head in copies]
-        for answer in await self._produce(topic, rows):
+        for answer in await self._store(topic, rows):
             if isinstance(answer, BrokerError):
                 raise answer
 
-    async def _produce(
-        self, topic: str, rows: Sequence[tuple[bytes | None, Any, Any, str]]
-    ) -> list[Receipt | BrokerError]:
-        """Hand records to the client and wait for every delivery report."""
-        answers: list[Any] = [None] * len(rows)
-        left = len(rows)
-        loop = asyncio.get_running_loop()
-        done: asyncio.Future[None] = loop.create_future()
-
-        def report(index: int, error: Any, native: Any) -> None:
-            nonlocal left
-            if error is None:
-                place = f"{native.partition()}/{native.offset()}"
-                answers[index] = Receipt(rows[index][3], topic, place)
-            else:
-                self._known.pop(topic, None)
-                answers[index] = mapped(error, f"storing in {topic}")
-            left -= 1
-            if not left:
-                _wake(loop, done)
-
-        for index, (data, key, head, _) in enumerate(rows):
-            problem = await self._enqueue(topic, data, key, head, partial(report, index))
-            if problem is not None:
-                answers[index] = problem
-                left -= 1
-        if left:
-            await done
+    async def _store(self, topic: str, rows: Sequence[Row]) -> list[Receipt | BrokerError]:
+        await self.check_topic(topic)
+        if self._publisher is None:
+            raise Closed("the broker was closed")
+        answers = await self._publisher.store(topic, rows)
+        if not all(isinstance(each, Receipt) for each in answers):
+            self._known.pop(topic, None)
         return answers
-
-    async def _enqueue(
-        self, topic: str, data: bytes | None, key: Any, head: Any, report: Report
-    ) -> BrokerError | None:
-        """Give one record to the client, waiting while its queue is full."""
-        from confluent_kafka import KafkaException
-
-        while True:
-            producer = self._producer
-            if producer is None:
-                return Closed("the broker was closed")
-            try:
-                producer.produce(topic, value=data, key=key, headers=head, on_delivery=report)
-            except BufferError:
-                await asyncio.sleep(0.005)
-            except KafkaException as error:
-                if error.args[0].name() == "MSG_SIZE_TOO_LARGE":
-                    size = len(data or b"") + sum(len(name) + len(value or b"") for name, value in head)
-                    return MessageTooLarge(size, _MAX_RECORD_BYTES)
-                return mapped(error, f"storing in {topic}")
-            else:
-                return None
 
     async def check_topic(self, topic: str) -> None:
         """Raise ``NotFound`` unless the topic was seen lately; the client itself would wait for it."""
@@ -262,8 +194,9 @@ class KafkaDriver:
         member: list[KafkaMember] = []
         config = self.consumer_config(
             self.group_id(topic, group),
-            **self.membership,
-            on_commit=lambda *result: member[0].commit_result(*result),  # noqa: PLW0108 - not made yet
+            # Resetting is ours (``kafka_places``): to the earliest record, and said aloud.
+            **{**self.membership, "auto.offset.reset": "error"},
+            on_commit=lambda *result: member[0].commits.result(*result),  # noqa: PLW0108 - not made yet
         )
         member.append(KafkaMember(self, topic, group, Consumer(config)))
         self.members.add(member[0])
@@ -278,14 +211,6 @@ class KafkaDriver:
     def retry_topic(topic: str, group: str) -> str:
         """Return where a group keeps what failed and comes again."""
         return f"{topic}.{group}.retry"
-
-    def _poll(self) -> None:
-        while self._polling.is_set():
-            producer = self._producer
-            if producer is None:
-                time.sleep(0.01)
-            else:
-                producer.poll(0.1)
 
     def _note(self, error: Any) -> None:
         """Called by the client's threads; what it does not recover from by itself is kept."""
@@ -306,16 +231,6 @@ def _membership(session: float, protocol: str, max_poll: float) -> dict[str, Any
         "heartbeat.interval.ms": int(min(3.0, session / 5) * 1000),
         "partition.assignment.strategy": "cooperative-sticky",
     }
-
-
-def _wake(loop: asyncio.AbstractEventLoop, done: asyncio.Future[None]) -> None:
-    def give() -> None:
-        if not done.done():
-            done.set_result(None)
-
-    # Whoever waited may be gone, with its event loop.
-    if not loop.is_closed():
-        loop.call_soon_threadsafe(give)
 
 
 def from_url(url: str, options: Mapping[str, str]) -> KafkaDriver:

@@ -9,18 +9,21 @@ from __future__ import annotations
 import asyncio
 import heapq
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import NotFound, Unavailable
 from ..message import Delivery, GroupStats, Lag, TopicInfo
 from .base import Start
+from .kafka_errors import mapped
 from .kafka_reader import Reader
-from .kafka_records import delivery, mapped, origin, read
+from .kafka_records import deliveries, origin, read
 from .offsets import Progress
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     from .kafka import KafkaDriver
 
 T = TypeVar("T")
@@ -57,8 +60,6 @@ class KafkaAdmin:
             count = await self.partitions(topic)
             await self.create(self._driver.retry_topic(topic, group), count)
             await self._run(lambda: self._begin(topic, group, start))
-            retries = self._driver.retry_topic(topic, group)
-            await self._run(lambda: self._begin(topic, group, "earliest", retries))
 
     async def partitions(self, topic: str) -> int:
         """Return how many partitions a topic has.
@@ -177,6 +178,22 @@ class KafkaAdmin:
                         raise mapped(error, self._driver.address) from error
                 await asyncio.sleep(0.05)
 
+    def describe_topics(self, topics: Sequence[str]) -> dict[str, Future[Any]]:
+        """Ask for the descriptions of topics, from any thread, without waiting for them."""
+        from confluent_kafka import TopicCollection
+
+        found: dict[str, Future[Any]] = self._admin_client().describe_topics(
+            TopicCollection(list(topics)), request_timeout=_CALL_S
+        )
+        return found
+
+    def _admin_client(self) -> Any:
+        from confluent_kafka.admin import AdminClient
+
+        if self._client is None:
+            self._client = AdminClient(self._driver.common_config)
+        return self._client
+
     def _consumer(self, group: str) -> Any:
         """Return a consumer that asks about a group and never joins it."""
         from confluent_kafka import Consumer
@@ -202,14 +219,13 @@ class KafkaAdmin:
 
     def _create(self, topic: str, partitions: int) -> None:
         from confluent_kafka import KafkaException
-        from confluent_kafka.admin import AdminClient
         from confluent_kafka.cimpl import NewTopic
 
-        if self._client is None:
-            self._client = AdminClient(self._driver.common_config)
-        (future,) = self._client.create_topics(
-            [NewTopic(topic, num_partitions=partitions)], operation_timeout=_CALL_S
-        ).values()
+        (future,) = (
+            self._admin_client()
+            .create_topics([NewTopic(topic, num_partitions=partitions)], operation_timeout=_CALL_S)
+            .values()
+        )
         try:
             future.result(timeout=2 * _CALL_S)
         except KafkaException as error:
@@ -218,46 +234,60 @@ class KafkaAdmin:
         except TimeoutError:
             raise Unavailable(f"creating topic {topic!r} took more than {2 * _CALL_S:g} s") from None
 
-    def _begin(self, topic: str, group: str, start: Start, of: str | None = None) -> None:
-        """Commit where a group begins, for partitions about which nothing is committed."""
+    def _begin(self, topic: str, group: str, start: Start) -> None:
+        """Commit where a group begins, unless it has committed anything of this topic before.
+
+        A partition that is added later is read from its beginning by whoever gets it, and so is the storage
+        of retries.
+        """
         from confluent_kafka import KafkaException, TopicPartition
 
-        name = of or topic
         consumer = self._consumer(self._driver.group_id(topic, group))
-        places = [TopicPartition(name, number) for number in self._numbers(name)]
-        fresh = [each for each in consumer.committed(places, timeout=_CALL_S) if each.offset < 0]
-        if not fresh or len(fresh) < len(places):
-            # A partition that was added later is read from its beginning by whoever gets it.
+        places = [TopicPartition(topic, number) for number in self._numbers(topic)]
+        if len(self._without_commit(consumer, places)) < len(places):
             return
-        offsets = []
-        for place in fresh:
+        begins = {}
+        for place in places:
             low, high = consumer.get_watermark_offsets(place, timeout=_CALL_S)
             at = high if start == "latest" else low
-            offsets.append(TopicPartition(name, place.partition, at, Progress(at, at).metadata()))
+            begins[place.partition] = TopicPartition(topic, place.partition, at, Progress(at, at).metadata())
         try:
-            consumer.commit(offsets=offsets, asynchronous=False)
+            consumer.commit(offsets=list(begins.values()), asynchronous=False)
         except KafkaException as error:
-            if error.args[0].name() not in ("UNKNOWN_MEMBER_ID", "ILLEGAL_GENERATION"):
+            if error.args[0].name() not in ("UNKNOWN_MEMBER_ID", "ILLEGAL_GENERATION", "STALE_MEMBER_EPOCH"):
                 raise
-            # The group is at work on another topic, and only its members may commit.
-            self._begin_as_member(self._driver.group_id(topic, group), name, offsets)
+            # The group is at work, on another topic or on this one by now, and only its members may commit.
+            self._begin_as_member(self._driver.group_id(topic, group), topic, begins)
 
-    def _begin_as_member(self, group_id: str, topic: str, offsets: list[Any]) -> None:
-        """Join a group for as long as it takes to commit where it begins in one more topic."""
-        from confluent_kafka import Consumer
+    @staticmethod
+    def _without_commit(consumer: Any, places: list[Any]) -> set[int]:
+        """Return the partitions of which a group has committed nothing."""
+        return {each.partition for each in consumer.committed(places, timeout=_CALL_S) if each.offset < 0}
+
+    def _begin_as_member(self, group_id: str, topic: str, begins: Mapping[int, Any]) -> None:
+        """Join a group for as long as it takes until it has begun; others may be doing the same."""
+        from confluent_kafka import Consumer, TopicPartition
 
         consumer = Consumer(self._driver.consumer_config(group_id, **self._driver.membership))
         mine: set[int] = set()
-        consumer.subscribe([topic], on_assign=lambda _, places: mine.update(p.partition for p in places))
+        consumer.subscribe(
+            [topic],
+            on_assign=lambda _, places: mine.update(each.partition for each in places),
+            on_revoke=lambda _, places: mine.difference_update(each.partition for each in places),
+        )
+        places = [TopicPartition(topic, number) for number in begins]
+        deadline = time.monotonic() + 3 * _CALL_S
         try:
-            deadline = time.monotonic() + 3 * _CALL_S
-            while mine != {each.partition for each in offsets}:
+            while missing := self._without_commit(consumer, places):
                 if time.monotonic() > deadline:
                     raise Unavailable(
                         f"group {group_id!r} did not let another member in within {3 * _CALL_S:g} s"
                     )
-                consumer.poll(0.05)
-            consumer.commit(offsets=offsets, asynchronous=False)
+                consumer.poll(0.1)
+                if mine & missing:
+                    consumer.commit(
+                        offsets=[begins[number] for number in sorted(mine & missing)], asynchronous=False
+                    )
         finally:
             consumer.close()
 
@@ -314,8 +344,8 @@ class KafkaAdmin:
         merged = heapq.merge(*readers, key=origin)
         try:
             while page := await asyncio.to_thread(lambda: list(islice(merged, _PAGE))):
-                for native in page:
-                    yield delivery(read(native, (of, native.partition()), 0), topic)
+                for each in deliveries([read(native, (of, native.partition()), 0) for native in page], topic):
+                    yield each
         finally:
             for reader in readers:
                 await asyncio.to_thread(reader.close)

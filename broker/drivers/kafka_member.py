@@ -2,7 +2,7 @@
 
 Every method of the client's ``Consumer`` waits for the one that runs (measured: a ``commit`` beside
 ``poll(2.0)`` waited the rest of it), so the thread polls briefly and commits between polls. Verdicts are
-noted under a lock by whoever gives them and committed here, at the latest ``_COMMIT_S`` later.
+noted under a lock by whoever gives them and committed here, at the latest a quarter of a second later.
 """
 
 from __future__ import annotations
@@ -14,14 +14,17 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from operator import methodcaller
 from typing import TYPE_CHECKING, Any
 
 from ..errors import BrokerError, Closed, DeadlineExceeded, LeaseLost
 from ..message import Delivery, Redelivery
 from .base import Room
-from .kafka_records import Record, copied, delivery, mapped, retried
+from .kafka_commits import Commits
+from .kafka_errors import mapped
+from .kafka_places import Places
+from .kafka_records import Record, copied, deliveries, retried
 from .kafka_work import Key, Work
-from .offsets import Partition, Progress
 
 if TYPE_CHECKING:
     from .kafka import KafkaDriver
@@ -29,12 +32,12 @@ if TYPE_CHECKING:
 log = logging.getLogger("broker")
 
 _POLL_S = 0.05
-_COMMIT_S = 0.25
 _CALL_S = 10.0
 # Without a request for so long, partitions are paused: polling must go on, taking in must not.
 _IDLE_S = 0.3
 # Retries that wait for their time are held in memory up to here; then their partitions are paused.
 _MAX_WAITING = 1000
+_ERROR = methodcaller("error")
 
 
 class KafkaMember:
@@ -56,9 +59,13 @@ class KafkaMember:
         self._consumer = consumer
         self._loop = asyncio.get_running_loop()
         self._calls: queue.SimpleQueue[tuple[Callable[[], Any], asyncio.Future[Any]]] = queue.SimpleQueue()
+        self.commits = Commits(consumer, self.work, f"{topic}/{group}")
+        self._places = Places(consumer, self.work, (topic, self._retries), driver.admin.describe_topics)
         self._paused: set[Key] = set()
         self._failure: BrokerError | None = None
-        self._next_commit = 0.0
+        # Whoever was silent for so long may have been evicted without knowing it yet.
+        self._doubt_s = driver.silence / 2
+        self._alive = time.monotonic()
         self._last_request = time.monotonic()
         self._closing = False
         self._thread = threading.Thread(target=self._run, name=f"kafka {topic}/{group}", daemon=True)
@@ -82,6 +89,9 @@ class KafkaMember:
         self, acks: Sequence[Delivery], releases: Sequence[Delivery], retries: Sequence[Redelivery]
     ) -> list[Delivery]:
         work = self.work
+        if time.monotonic() - self._alive > self._doubt_s:
+            # The owner thread finds out first whether this is still a member.
+            await self._ask(lambda: self._fetch(1, 0.0))
         kept = [retry for retry in retries if work.holds(retry.delivery.receipt)]
         if kept:
             now = self._driver.clock.now()
@@ -91,7 +101,8 @@ class KafkaMember:
             ]
             await self._driver.copy(self._retries, copies)
         done = [*acks, *(retry.delivery for retry in retries)]
-        lost = [each for each in done if not work.finish(each.receipt)]
+        ended = work.finish([each.receipt for each in done])
+        lost = [each for each in done if each.receipt in ended] if ended else []
         return lost + [each for each in releases if not work.give_back(each.receipt)]
 
     async def extend(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
@@ -105,7 +116,7 @@ class KafkaMember:
 
     async def flush(self) -> None:
         deadline = time.monotonic() + _CALL_S
-        while not await self._ask(lambda: self._commit(now=True)):
+        while not await self._ask(self.commits.now):
             if time.monotonic() > deadline:
                 raise DeadlineExceeded(
                     f"the commit of {self.topic}/{self.group} did not pass in {_CALL_S:g} s"
@@ -138,15 +149,36 @@ class KafkaMember:
         try:
             call, answer = self._calls.get(timeout=_POLL_S)
         except queue.Empty:
-            self._idle()
-            call, answer = None, None
-        if call is not None and answer is not None:
-            try:
-                result, error = call(), None
-            except BaseException as failure:
-                result, error = None, failure
+            call, answer = self._idle, None
+        result: Any = None
+        error: BrokerError | None = None
+        try:
+            self._look_around()
+            result = call()
+        except BaseException as failure:
+            error = self._mapped(failure)
+        if answer is not None:
             self._answer(answer, result, error)
-        self._commit()
+        elif error is not None:
+            log.warning("%s", error)
+            self._failure = error
+
+    def _look_around(self) -> None:
+        """Before anything else: commit what is due, and see that the ground still holds."""
+        if time.monotonic() - self._alive > self._doubt_s:
+            self.commits.confirm_membership()
+        self._alive = time.monotonic()
+        self.commits.when_due()
+        self._places.check()
+
+    def _mapped(self, error: BaseException) -> BrokerError:
+        from confluent_kafka import KafkaException
+
+        if isinstance(error, BrokerError):
+            return error
+        if isinstance(error, KafkaException):
+            return mapped(error, f"{self.topic}/{self.group}")
+        return BrokerError(f"the consumer of {self.topic}/{self.group} failed: {error!r}")
 
     def _answer(self, answer: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
         def give() -> None:
@@ -170,14 +202,16 @@ class KafkaMember:
         self._resume()
         while True:
             self._fail()
+            ready = self.work.ready(self._driver.clock.now())
+            if ready < limit.messages:
+                # What came in while nobody asked is no reason for a small batch.
+                patience = 0.0 if ready else max(0.0, min(_POLL_S, deadline - time.monotonic()))
+                self._fetch(limit.messages - ready, patience)
             found = self.work.hand_over(limit, self._driver.clock.now())
-            if not found:
-                self._fetch(limit.messages, max(0.0, min(_POLL_S, deadline - time.monotonic())))
-                found = self.work.hand_over(limit, self._driver.clock.now())
-            self._commit()
+            self.commits.when_due()
             self._last_request = time.monotonic()
             if found or self._last_request >= deadline or self._closing:
-                return [delivery(record, self.topic) for record in found]
+                return deliveries(found, self.topic)
 
     def _fetch(self, count: int, timeout: float) -> None:
         """Poll once, then take what the client has fetched already."""
@@ -185,10 +219,16 @@ class KafkaMember:
         if first is None:
             return
         rest = self._consumer.consume(count - 1, 0) if count > 1 else []
-        now = self._driver.clock.now()
-        for native in (first, *rest):
+        natives, now = (first, *rest), self._driver.clock.now()
+        if not any(map(_ERROR, natives)):
+            self.work.take_in(natives, now)
+            return
+        # One by one: what comes before an error belongs to the epoch that it may end.
+        for native in natives:
             if native.error() is None:
-                self.work.take_in(native, now)
+                self.work.take_in([native], now)
+            elif native.error().name() == "_AUTO_OFFSET_RESET":
+                self._places.out_of_range((native.topic(), native.partition()))
             else:
                 self._note(native.error())
 
@@ -229,70 +269,18 @@ class KafkaMember:
             self._consumer.pause([self._place(key) for key in fresh])
             self._paused |= fresh
 
-    def _commit(self, now: bool = False) -> bool:
-        """Commit finished prefixes when it is time; return whether nothing is left to commit."""
-        if not now and time.monotonic() < self._next_commit:
-            return True
-        self._next_commit = time.monotonic() + _COMMIT_S
-        return self._send_commit(self.work.uncommitted(), now)
-
-    def _send_commit(self, news: dict[Key, tuple[Partition, Progress]], wait: bool) -> bool:
-        from confluent_kafka import KafkaException
-
-        if not news:
-            return True
-        offsets = [self._place(key, each.position, each.metadata()) for key, (_, each) in news.items()]
-        try:
-            self._consumer.commit(offsets=offsets, asynchronous=not wait)
-        except KafkaException as error:
-            # A rebalance, or the coordinator is away: it is tried again, or the partition goes.
-            log.info("the commit of %s/%s waits: %s", self.topic, self.group, error)
-            return False
-        with self.work.lock:
-            for partition, progress in news.values():
-                partition.committed(progress)
-        return True
-
-    def commit_result(self, error: Any, places: list[Any]) -> None:
-        """Called by the client after an asynchronous commit; what failed is tried again."""
-        with self.work.lock:
-            for place in places:
-                partition = self.work.partitions.get((place.topic, place.partition))
-                if partition is not None and (error is not None or place.error is not None):
-                    partition.committed(None)
-
     def _assigned(self, consumer: Any, places: list[Any]) -> None:
-        begins = self._begins(consumer, places)
+        begins = self._places.begins(places)
         for place, begin in zip(places, begins, strict=True):
             self.work.assign((place.topic, place.partition), begin)
             place.offset = begin.position
         consumer.incremental_assign(places)
         self._paused -= {(place.topic, place.partition) for place in places}
 
-    def _begins(self, consumer: Any, places: list[Any]) -> list[Progress]:
-        """Return what was committed; a partition that is new to the group is read from its beginning."""
-        from confluent_kafka import OFFSET_BEGINNING, KafkaException
-
-        deadline = time.monotonic() + 3 * _CALL_S
-        while True:
-            try:
-                found = consumer.committed(places, timeout=_CALL_S)
-                break
-            except KafkaException as error:
-                if time.monotonic() > deadline:
-                    raise
-                log.warning("asking where %s/%s stands failed: %s", self.topic, self.group, error)
-        return [
-            Progress.parse(each.offset, each.metadata) if each.offset >= 0 else Progress(OFFSET_BEGINNING, 0)
-            for each in found
-        ]
-
     def _revoked(self, _: Any, places: list[Any]) -> None:
         """Commit what is finished before another member gets the partitions."""
         keys = {(place.topic, place.partition) for place in places}
-        gone = self.work.unassign(keys)
-        news = {key: (each, new) for key, each in gone.items() if (new := each.uncommitted()) is not None}
-        self._send_commit(news, wait=True)
+        self.commits.last(self.work.unassign(keys))
         self._paused -= keys
 
     def _lost(self, _: Any, places: list[Any]) -> None:
@@ -305,7 +293,7 @@ class KafkaMember:
     def _end(self) -> None:
         with contextlib.suppress(Exception):
             for _ in range(20):
-                if self._commit(now=True):
+                if self.commits.now():
                     break
         # `close` runs the revoke callback, which commits, and leaves the group.
         with contextlib.suppress(Exception):
@@ -316,9 +304,7 @@ class KafkaMember:
                 self._answer(answer, None, Closed(f"the consumer of {self.topic}/{self.group} is closed"))
 
     @staticmethod
-    def _place(key: Key, offset: int | None = None, metadata: str | None = None) -> Any:
+    def _place(key: Key) -> Any:
         from confluent_kafka import TopicPartition
 
-        if offset is None:
-            return TopicPartition(*key)
-        return TopicPartition(*key, offset, metadata)
+        return TopicPartition(*key)

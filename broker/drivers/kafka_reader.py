@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from ..errors import Unavailable
-from .kafka_records import mapped
+from .kafka_errors import mapped
 from .offsets import Progress
 
 if TYPE_CHECKING:

@@ -1,21 +1,15 @@
-"""What stands in a Kafka record, and what its client's errors mean."""
+"""What stands in a Kafka record."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import repeat
 from typing import Any
 
-from ..errors import (
-    BrokerError,
-    DeadlineExceeded,
-    InvalidMessage,
-    NotFound,
-    PermissionDenied,
-    Unavailable,
-)
-from ..message import Delivery, Message, utc_now
+from ..message import Delivery, Message, made, utc_now
 from .cloudevents import IDENTITY, KAFKA, PRIVATE, Place, decode, encode, escaped
 
 ATTEMPT = PRIVATE + "attempt"
@@ -23,36 +17,6 @@ DUE = PRIVATE + "due"
 ORIGIN = PRIVATE + "origin"
 
 Headers = list[tuple[str, bytes | None]]
-
-_DENIED = {
-    "TOPIC_AUTHORIZATION_FAILED", "GROUP_AUTHORIZATION_FAILED", "CLUSTER_AUTHORIZATION_FAILED",
-    "SASL_AUTHENTICATION_FAILED", "TRANSACTIONAL_ID_AUTHORIZATION_FAILED", "SECURITY_DISABLED",
-    "DELEGATION_TOKEN_AUTHORIZATION_FAILED", "UNSUPPORTED_SASL_MECHANISM", "_AUTHENTICATION", "_SSL",
-}  # fmt: skip
-_MISSING = {"UNKNOWN_TOPIC_OR_PART", "_UNKNOWN_TOPIC", "_UNKNOWN_PARTITION", "GROUP_ID_NOT_FOUND", "_NOENT"}
-_INVALID = {"INVALID_MSG", "INVALID_MSG_SIZE", "INVALID_RECORD", "_INVALID_ARG", "INVALID_TIMESTAMP"}
-_LATE = {"_TIMED_OUT", "_MSG_TIMED_OUT", "REQUEST_TIMED_OUT", "_TIMED_OUT_QUEUE"}
-
-
-def mapped(error: Any, what: str) -> BrokerError:
-    """Return the error of ``broker.errors`` for a ``KafkaError`` or ``KafkaException``.
-
-    What the client calls retriable, and everything about connections, is ``Unavailable``.
-    """
-    if isinstance(error, Exception):
-        error = error.args[0]
-    if not hasattr(error, "name"):
-        return BrokerError(f"{what}: {error}")
-    name, text = error.name(), f"{what}: {error.str()} ({error.name()})"
-    kinds: tuple[tuple[set[str], type[BrokerError]], ...] = (
-        (_DENIED, PermissionDenied), (_MISSING, NotFound), (_INVALID, InvalidMessage),
-        (_LATE, DeadlineExceeded),
-    )  # fmt: skip
-    for names, kind in kinds:
-        if name in names:
-            return kind(text)
-    # What the client itself raises begins with "_": the broker was not asked, or did not answer.
-    return Unavailable(text) if error.retriable() or name.startswith("_") else BrokerError(text)
 
 
 @dataclass(slots=True, eq=False)
@@ -63,6 +27,7 @@ class Record:
         native: the client's ``confluent_kafka.Message``.
         partition: topic and number.
         epoch: of the assignment.
+        offset: where it stands in its partition.
         attempt: recorded failures + 1.
         due: wall clock, seconds; not to be handed over before.
     """
@@ -70,28 +35,44 @@ class Record:
     native: Any
     partition: tuple[str, int]
     epoch: int
+    offset: int
     attempt: int = 1
     due: float = 0.0
 
-    @property
-    def offset(self) -> int:
-        """Where it stands in its partition."""
-        return int(self.native.offset())
+
+def is_retry(topic: str) -> bool:
+    """Whether a topic is, by its name, where a group keeps what failed."""
+    return topic.endswith(".retry")
+
+
+def read_private(record: Record) -> Record:
+    """Return a record of a group's own storage with what our headers say of it."""
+    private = {name: value for name, value in record.native.headers() or () if name.startswith(PRIVATE)}
+    # A topic of this name need not be ours, and anybody may write to one that is.
+    with suppress(LookupError, TypeError, ValueError):
+        record.attempt = max(1, int(private[ATTEMPT]))
+        record.due = float(private[DUE])
+    return record
 
 
 def read(native: Any, partition: tuple[str, int], epoch: int) -> Record:
     """Return a record with what our own headers say of it."""
-    record = Record(native, partition, epoch)
-    if partition[0].endswith(".retry"):
-        private = {name: value for name, value in native.headers() or () if name.startswith(PRIVATE)}
-        record.attempt = int(private.get(ATTEMPT, b"1"))
-        record.due = float(private.get(DUE, b"0"))
-    return record
+    record = Record(native, partition, epoch, native.offset())
+    return read_private(record) if is_retry(partition[0]) else record
 
 
-def delivery(record: Record, topic: str) -> Delivery:
-    """Return the hand-over of a record; ``topic`` is where it was published, also for a retry."""
-    return Delivery(message(record.native), topic, record.attempt, utc_now(), record)
+def deliveries(records: Sequence[Record], topic: str) -> list[Delivery]:
+    """Return the hand-overs of records; ``topic`` is where they were published, also for a retry."""
+    natives = [each.native for each in records]
+    return made(
+        Delivery,
+        len(records),
+        message=Message.deferred([each.value() or b"" for each in natives], message, natives),
+        topic=repeat(topic),
+        attempt=[each.attempt for each in records],
+        received_at=repeat(utc_now()),
+        receipt=records,
+    )
 
 
 def message(native: Any) -> Message:
@@ -106,9 +87,12 @@ def message(native: Any) -> Message:
     )
 
 
-def headers(message: Message) -> list[tuple[str, bytes]]:
+def headers(message: Message) -> Mapping[str, str | bytes]:
     """Return the headers of a message to be published."""
-    return [(name, _bytes(value)) for name, value in encode(message, KAFKA).items()]
+    found = encode(message, KAFKA)
+    if "".join(found.values()).isascii():
+        return found  # the client encodes it, faster
+    return {name: _bytes(value) for name, value in found.items()}
 
 
 def copied(record: Record, extra: Mapping[str, str]) -> Headers:
@@ -132,8 +116,9 @@ def origin(native: Any) -> tuple[int, int, int]:
     """Return when and where a message was first stored: milliseconds, partition, offset."""
     for name, value in native.headers() or ():
         if name == ORIGIN and value is not None:
-            when, partition, offset = value.decode().split("/")
-            return int(when), int(partition), int(offset)
+            with suppress(ValueError):
+                when, partition, offset = map(int, value.decode().split("/"))
+                return when, partition, offset
     return int(native.timestamp()[1]), int(native.partition()), int(native.offset())
 
 

@@ -9,11 +9,11 @@ import heapq
 import itertools
 import threading
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from .base import Room
-from .kafka_records import Record, read
+from .kafka_records import Record, is_retry, read_private
 from .offsets import Partition, Progress
 
 Key = tuple[str, int]
@@ -48,19 +48,33 @@ class Work:
             self.held = {record for record in self.held if self.holds(record)}
             return gone
 
+    def restart(self, key: Key, begin: Progress) -> None:
+        """Begin another epoch of a partition that this member keeps."""
+        with self.lock:
+            self.unassign([key])
+            self.assign(key, begin)
+
     def holds(self, record: Record) -> bool:
         """Whether a record's assignment still lasts."""
         partition = self.partitions.get(record.partition)
         return partition is not None and partition.epoch == record.epoch
 
-    def finish(self, record: Record) -> bool:
-        """Note that a record needs no more work; return False if its assignment has ended."""
+    def finish(self, records: Sequence[Record]) -> set[Record]:
+        """Note that records need no more work; return those whose assignment has ended."""
+        lost: set[Record] = set()
+        key: Key | None = None
+        partition: Partition | None = None
         with self.lock:
-            if not self.holds(record):
-                return False
-            self.held.discard(record)
-            self.partitions[record.partition].finish(record.offset)
-            return True
+            for record in records:
+                if record.partition is not key:
+                    key = record.partition
+                    partition = self.partitions.get(key)
+                if partition is None or partition.epoch != record.epoch:
+                    lost.add(record)
+                else:
+                    partition.finish(record.offset)
+            self.held.difference_update(records)
+        return lost
 
     def give_back(self, record: Record) -> bool:
         """Offer a record again, untried; return False if its assignment has ended."""
@@ -71,26 +85,42 @@ class Work:
             self._back.append(record)
             return True
 
-    def take_in(self, native: Any, now: float) -> None:
-        """Note a record that was polled, unless it is finished already or its assignment has ended."""
-        key = (native.topic(), native.partition())
+    def take_in(self, natives: Iterable[Any], now: float) -> None:
+        """Note records that were polled, but for those that are finished or whose assignment has ended."""
+        key: Key | None = None
+        partition: Partition | None = None
+        own = False
         with self.lock:
-            partition = self.partitions.get(key)
-            if partition is None or not partition.receive(native.offset()):
-                return
-            record = read(native, key, partition.epoch)
-            if record.due > now:
-                heapq.heappush(self.waiting, (record.due, next(self._numbers), record))
-            else:
-                self._back.append(record)
+            for native in natives:
+                topic, number = native.topic(), native.partition()
+                if key is None or number != key[1] or topic != key[0]:
+                    key = (topic, number)
+                    partition = self.partitions.get(key)
+                    own = is_retry(topic)
+                offset = native.offset()
+                if partition is None or not partition.receive(offset):
+                    continue
+                record = Record(native, key, partition.epoch, offset)
+                if own and read_private(record).due > now:
+                    heapq.heappush(self.waiting, (record.due, next(self._numbers), record))
+                else:
+                    self._back.append(record)
+
+    def ready(self, now: float) -> int:
+        """Return how many records could be handed over."""
+        with self.lock:
+            while self.waiting and self.waiting[0][0] <= now:
+                self._back.append(heapq.heappop(self.waiting)[2])
+            return len(self._back)
 
     def hand_over(self, limit: Room, now: float) -> list[Record]:
         """Hold and return what there is room for; what does not fit stays for the next time."""
         with self.lock:
-            while self.waiting and self.waiting[0][0] <= now:
-                self._back.append(heapq.heappop(self.waiting)[2])
-            sizes = (len(record.native.value() or b"") for record in self._back)
-            found = [self._back.popleft() for _ in range(limit.fitting(sizes))]
+            self.ready(now)
+            sizes = [len(record.native) for record in itertools.islice(self._back, limit.messages)]
+            # Adding up in one go is the usual case; one by one is for when there is not room for all.
+            count = len(sizes) if sum(sizes) <= limit.size_bytes else limit.fitting(sizes)
+            found = [self._back.popleft() for _ in range(count)]
             self.held.update(found)
             return found
 
@@ -99,8 +129,8 @@ class Work:
         with self.lock:
             return {key for key, partition in self.partitions.items() if partition.full}
 
-    def uncommitted(self) -> dict[Key, tuple[Partition, Progress]]:
-        """Return what may be committed now and is not."""
+    def uncommitted(self, unsure: bool) -> dict[Key, tuple[Partition, Progress]]:
+        """Return what may be committed now and is not; ``unsure`` as for ``Partition.uncommitted``."""
         with self.lock:
-            news = {key: (each, each.uncommitted()) for key, each in self.partitions.items()}
+            news = {key: (each, each.uncommitted(unsure)) for key, each in self.partitions.items()}
             return {key: (each, progress) for key, (each, progress) in news.items() if progress is not None}

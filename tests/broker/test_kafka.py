@@ -70,6 +70,12 @@ def driver_member(subscription: Subscription) -> Any:
     return getattr(member, "_member", member)
 
 
+def give_consumer(member: Any, consumer: Any) -> None:
+    """Put another consumer in the hands of a member, and of those who act for it."""
+    for each in (member, member.commits, member._places):
+        each._consumer = consumer
+
+
 class KafkaHarness(Harness):
     """One cluster; every client measures delays by one clock."""
 
@@ -110,7 +116,7 @@ class KafkaHarness(Harness):
         await asyncio.sleep(min(seconds, 8.0) * (seconds <= 4 * self.lease) + margin)
         while self.frozen:
             member, stalled = self.frozen.pop()
-            member._consumer = stalled._consumer
+            give_consumer(member, stalled._consumer)
             stalled.gate.set()
         await asyncio.sleep(0.5)
 
@@ -120,7 +126,7 @@ class KafkaHarness(Harness):
     def _stall(self, subscription: Subscription) -> tuple[Any, Stalled]:
         member = driver_member(subscription)
         stalled = Stalled(member._consumer)
-        member._consumer = stalled
+        give_consumer(member, stalled)
         return member, stalled
 
     async def freeze(self, subscription: Subscription) -> None:

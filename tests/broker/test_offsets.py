@@ -96,10 +96,11 @@ def test_metadata_never_exceeds_what_a_broker_takes() -> None:
 
 def test_foreign_metadata_counts_for_nothing() -> None:
     """Commits of other programs are read as plain positions."""
-    for text in (None, "", "x", "c1;5;!!", "c2;0;", "c1;a;", "c1;0;gA==", "c1;0;AQ=="):
+    for text in (None, "", "x", "c1;x;5;!!", "c2;x;0;", "c1;0;", "c1;x;a;", "c1;x;0;gA==", "c1;x;0;AQ=="):
         assert Progress.parse(7, text).beyond == ()
         assert Progress.parse(7, text).position == 7
-    assert Progress.parse(7, "c1;3;") == Progress(7, 3)
+    assert Progress.parse(7, "c1;;3;") == Progress(7, 3)
+    assert Progress.parse(7, "c1;abc+/D=;3;") == Progress(7, 3, topic="abc+/D=")
 
 
 def test_a_record_that_comes_again_is_not_taken_twice() -> None:
@@ -112,7 +113,7 @@ def test_a_record_that_comes_again_is_not_taken_twice() -> None:
 
 
 def test_nothing_new_is_not_committed_again() -> None:
-    """A commit is due only when it differs from the last one."""
+    """A commit is due only when it differs from the last one; one that failed is due again."""
     partition = Partition(1, Progress(4, 0))
     assert partition.uncommitted() is None
     partition.receive(4)
@@ -120,7 +121,50 @@ def test_nothing_new_is_not_committed_again() -> None:
     partition.finish(4)
     news = partition.uncommitted()
     assert news == Progress(5, 0)
-    partition.committed(news)
+    partition.sent(news)
     assert partition.uncommitted() is None
-    partition.committed(None)
-    assert partition._committed is None
+    partition.refused()
+    assert partition.uncommitted() == news
+
+
+def test_what_was_sent_is_unsure_until_the_broker_says_so() -> None:
+    """An answer to an older commit proves nothing about the newer one."""
+    partition = Partition(1, Progress(4, 0))
+    partition.receive(4)
+    partition.receive(5)
+    partition.finish(4)
+    older = partition.progress()
+    partition.sent(older)
+    partition.finish(5)
+    newer = partition.progress()
+    partition.sent(newer)
+    partition.stored(older.position, older.metadata())
+    assert partition.uncommitted(unsure=True) == newer
+    partition.stored(newer.position, newer.metadata())
+    assert partition.uncommitted(unsure=True) is None
+
+
+def test_a_long_wait_for_a_slow_message_is_bounded() -> None:
+    """A partition takes no more when very many finished records wait behind an unfinished one."""
+    partition = Partition(1, Progress(0, 0))
+    for offset in range(100_000):
+        assert not partition.full
+        partition.receive(offset)
+        if offset:
+            partition.finish(offset)
+    assert partition.full
+    assert len(partition.progress().metadata()) < 30
+    partition.finish(0)
+    assert not partition.full
+    assert partition.progress() == Progress(100_000, 0)
+
+
+def test_a_topic_of_the_same_name_is_told_from_the_old_one() -> None:
+    """The identity is adopted where none was known, and refused where it is another."""
+    partition = Partition(1, Progress(4, 0))
+    assert partition.identify("one")
+    assert partition.uncommitted() is None
+    assert partition.progress().topic == "one"
+    assert partition.identify("one")
+    assert not partition.identify("two")
+    assert partition.progress().topic == "one"
