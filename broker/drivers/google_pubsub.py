@@ -11,13 +11,14 @@ though without ``exactly_once`` the service takes an ack as best it can, and a l
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from ..clock import Clock, SystemClock
 from ..errors import BrokerError, NotFound
 from ..message import Capabilities, Message, Receipt
 from .base import Order
 from .google_pubsub_admin import PubsubAdmin
+from .google_pubsub_leases import own_clock
 from .google_pubsub_member import PubsubMember
 from .google_pubsub_publish import Publisher, Record
 from .google_pubsub_rpc import Rpc
@@ -33,7 +34,7 @@ from .google_pubsub_wire import (
     no_topic,
     to_store,
 )
-from .options import check_project, split_url, take_seconds
+from .options import check_url, split_url, take_seconds
 
 _DAY_S = 86_400.0
 # What a topic may keep. Source: google.pubsub_v1.types.Topic, message_retention_duration.
@@ -54,6 +55,7 @@ class PubsubDriver:
         exactly_once: groups that ``ensure`` makes have their acks confirmed by the service.
         clock: shared by all members of a group, so it follows the wall clock; delays are measured by it.
         look_again: seconds after which a delayed message is compared with ``clock`` again, at the latest.
+        lease_clock: by which this process knows how long it still holds a lease, seconds.
 
     Raises:
         ValueError: a value is outside its range.
@@ -68,6 +70,7 @@ class PubsubDriver:
         exactly_once: bool = False,
         clock: Clock | None = None,
         look_again: float = _MOST_LEASE_S,
+        lease_clock: Callable[[], float] = own_clock,
     ) -> None:
         if not 1 <= lease <= _MOST_LEASE_S or lease != int(lease):
             raise ValueError(f"lease={lease:g} must be a whole number of seconds from 1 to {_MOST_LEASE_S:g}")
@@ -77,6 +80,7 @@ class PubsubDriver:
             )
         self.clock: Clock = clock or SystemClock(time.time)
         self.look_again = look_again
+        self.lease_clock = lease_clock
         self.names = Names(project)
         self.address = f"pubsub://{project}" + (f" at {emulator}" if emulator else "")
         self.rpc = Rpc(emulator)
@@ -122,8 +126,9 @@ class PubsubDriver:
         stored = await self.publisher.store(
             self.names.topic(topic), records, f"publishing to topic {topic!r}", no_topic(topic)
         )
-        if stored and all(isinstance(each, NotFound) for each in stored):
-            raise NotFound(no_topic(topic))
+        missing = [each for each in stored if isinstance(each, NotFound)]
+        if missing and len(missing) == len(stored):
+            raise missing[0]
         rest = iter(stored)
         answers = [problems.get(index) or next(rest) for index in range(len(messages))]
         return [
@@ -169,7 +174,7 @@ def from_url(url: str, options: Mapping[str, str]) -> PubsubDriver:
     """
     from ..settings import pubsub_emulator_host
 
-    _, project, rest = split_url(url)
+    _, project, rest = split_url(check_url(url))
     if not project:
         raise ValueError(
             "write pubsub://PROJECT, or set GOOGLE_CLOUD_PROJECT and BROKER_BACKEND=pubsub without a URL"
@@ -182,7 +187,7 @@ def from_url(url: str, options: Mapping[str, str]) -> PubsubDriver:
         raise ValueError(f"option exactly_once={exactly_once!r} must be true or false")
     seconds = take_seconds(given, {"lease": 60.0, "retention": 7 * _DAY_S})
     return PubsubDriver(
-        check_project(project),
+        project,
         pubsub_emulator_host(),
         seconds["lease"],
         seconds["retention"],

@@ -11,7 +11,7 @@ import logging
 import math
 import time
 from collections import defaultdict
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any
 
 from ..errors import BrokerError, Unavailable
@@ -54,13 +54,22 @@ class Leases:
         paths: of the main and the retry subscription.
         lease: seconds, whole.
         missing: what to say when they do not exist.
+        clock: of this process, by which leases end here.
     """
 
-    def __init__(self, rpc: Rpc, paths: tuple[str, str], lease: float, missing: str) -> None:
+    def __init__(
+        self,
+        rpc: Rpc,
+        paths: tuple[str, str],
+        lease: float,
+        missing: str,
+        clock: Callable[[], float] = own_clock,
+    ) -> None:
         self._rpc = rpc
         self._paths = paths
         self._lease = lease
         self._missing = missing
+        self._clock = clock
 
     async def renew(self, helds: Iterable[Held]) -> set[Held]:
         """Give each a whole lease from now on.
@@ -126,7 +135,7 @@ class Leases:
             yield from id_chunks(side)
 
     async def _renew_chunk(self, chunk: list[Held]) -> set[Held]:
-        began = own_clock()
+        began = self._clock()
         lost = await self._send(
             "ModifyAckDeadline", chunk, "renewing leases", ack_deadline_seconds=int(self._lease)
         )

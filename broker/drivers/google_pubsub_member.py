@@ -15,7 +15,7 @@ from ..message import Delivery, Redelivery
 from .base import Room
 from .google_pubsub_errors import mapped
 from .google_pubsub_intake import Intake
-from .google_pubsub_leases import Leases, own_clock, together
+from .google_pubsub_leases import Leases, together
 from .google_pubsub_rpc import CALL_S, Call, request
 from .google_pubsub_wire import (
     DELETED_TOPIC,
@@ -57,7 +57,10 @@ class PubsubMember:
             Intake(self._rpc, retry, True, self._missing, self._pull_ended),
             Intake(self._rpc, main, False, self._missing, self._pull_ended),
         )
-        self._leases = Leases(self._rpc, (main, retry), driver.capabilities.lease, self._missing)
+        self._clock = driver.lease_clock
+        self._leases = Leases(
+            self._rpc, (main, retry), driver.capabilities.lease, self._missing, driver.lease_clock
+        )
         self._open: set[Held] = set()
         self._news = asyncio.Event()
         self._receiving = False
@@ -73,7 +76,7 @@ class PubsubMember:
         """Return which records of a group this member holds: whether from the retry topic, message id."""
         if (topic, group) != (self._topic, self._group):
             return set()
-        now = own_clock()
+        now = self._clock()
         return {(held.retry, held.message_id) for held in self._open if held.until > now}
 
     async def receive(self, limit: Room, timeout: float) -> list[Delivery]:
@@ -103,7 +106,7 @@ class PubsubMember:
     ) -> list[Delivery]:
         self._check_open()
         named = [*acks, *releases, *(retry.delivery for retry in retries)]
-        now = own_clock()
+        now = self._clock()
         held: set[Held] = {each.receipt for each in named if self._holds(each, now)}
         self._open -= held
         try:
@@ -120,7 +123,7 @@ class PubsubMember:
     async def extend(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
         self._check_open()
         async with self._renewing:
-            now = own_clock()
+            now = self._clock()
             held = {each.receipt for each in deliveries if self._holds(each, now)}
             lost = {each.receipt for each in deliveries} - held | await self._leases.renew(held)
         self._open -= lost
@@ -129,7 +132,7 @@ class PubsubMember:
     async def forward(self, delivery: Delivery, topic: str, extra: Mapping[str, str]) -> None:
         self._check_open()
         held: Held = delivery.receipt
-        if not self._holds(delivery, own_clock()):
+        if not self._holds(delivery, self._clock()):
             raise LeaseLost([delivery.message.id])
         if topic in held.copies:
             return
@@ -206,7 +209,7 @@ class PubsubMember:
             raise problems[0]
         stored = [each.delivery.receipt for each in retries if each.attempt in each.delivery.receipt.copies]
         # What took so long that the lease is over may be another member's by now: the copy comes beside it.
-        late = {held for held in stored if held.until <= own_clock()}
+        late = {held for held in stored if held.until <= self._clock()}
         uncopied = (each for each in retries if each.attempt not in each.delivery.receipt.copies)
         return late | await together(
             self._leases.acknowledge(held for held in stored if held not in late),

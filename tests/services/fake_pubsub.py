@@ -31,7 +31,8 @@ from .fake_pubsub_limits import Refused, need, refuse
 from .fake_pubsub_store import Store
 from .fake_pubsub_streams import UNLIMITED, Stream
 
-PULL_WAIT_S = 10.0  # the emulator's; the real service's is not documented
+PULL_WAIT_S = 10.0  # the real service's is not documented
+ANSWER_EARLY_S = 1.0  # so much before its deadline a pull gets an empty answer, as on the emulator
 MAX_PULL = 1_000
 MAX_WAIT_S = 3_600.0  # of one wait; Python refuses an infinite number
 STOP_LIMIT_S = 0.5
@@ -72,7 +73,7 @@ class Script:
 
     faults: deque[Fault] = field(default_factory=deque)
     delays_s: deque[float] = field(default_factory=deque)
-    denied: bool = False
+    denied: grpc.StatusCode | None = None
 
 
 class FakePubSub:
@@ -171,13 +172,13 @@ class FakePubSub:
         """Hold the next call for so long of the service's time before it takes effect."""
         self._scripts[rpc].delays_s.append(seconds)
 
-    def deny(self, rpc: str) -> None:
-        """Refuse an RPC with PERMISSION_DENIED until ``allow``."""
-        self._scripts[rpc].denied = True
+    def deny(self, rpc: str, code: grpc.StatusCode = grpc.StatusCode.PERMISSION_DENIED) -> None:
+        """Refuse an RPC until ``allow``."""
+        self._scripts[rpc].denied = code
 
     def allow(self, rpc: str) -> None:
         """End ``deny``."""
-        self._scripts[rpc].denied = False
+        self._scripts[rpc].denied = None
 
     def reset_streams(self) -> None:
         """Abort every running StreamingPull with UNAVAILABLE; the leases stay."""
@@ -228,11 +229,8 @@ class FakePubSub:
         context.add_callback(self._wake)
         call = Call(context, tuple(self._drops if name == "StreamingPull" else self._drops[:1]))
         script = self._scripts[name]
-        need(
-            not script.denied,
-            "User not authorized to perform this action.",
-            grpc.StatusCode.PERMISSION_DENIED,
-        )
+        if script.denied:
+            raise Refused(script.denied, "User not authorized to perform this action.")
         if script.delays_s:
             until = self.now() + script.delays_s.popleft()
             while self.now() < until:
@@ -244,7 +242,9 @@ class FakePubSub:
 
     def _pull(self, request: Any, call: Call) -> Any:
         need(request.max_messages > 0, "No max_messages specified")
-        until = self.now() + (0.0 if request.return_immediately else PULL_WAIT_S)
+        left = call.context.time_remaining()
+        wait_s = PULL_WAIT_S if left is None else min(PULL_WAIT_S, left - ANSWER_EARLY_S)
+        until = self.now() + (0.0 if request.return_immediately else wait_s)
         while True:
             backlog = self._store.subscription(request.subscription)
             lease_s = backlog.pb.ack_deadline_seconds
