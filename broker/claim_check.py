@@ -12,7 +12,6 @@ that can never succeed.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -31,10 +30,9 @@ from .claims import (
     without_body,
 )
 from .drivers.base import Driver, Order, Room, SubscriptionDriver
-from .errors import BrokerError, InvalidMessage
+from .errors import BrokerError, InvalidMessage, PermissionDenied
+from .logs import log
 from .message import Capabilities, Delivery, Message, Receipt, Redelivery
-
-log = logging.getLogger("broker")
 
 # How long at most a member waits for a body before it looks again at what else there is.
 _LOOK_S = 0.05
@@ -133,6 +131,22 @@ class ClaimCheck:
         except (BrokerError, ValueError) as error:
             return replace(delivery, message=without_body(delivery.message, f"not fetched: {error}"))
 
+    async def renew(self, delivery: Delivery) -> None:
+        """Begin the retention of a body again, since a copy of its message is about to be stored.
+
+        Who may only read the store copies the message all the same: its body is kept as long as before.
+
+        Raises:
+            Unavailable: the store does not answer.
+        """
+        if self._store is None or not delivery.message.data:
+            return
+        try:
+            async with self._transfers:
+                await self._store.put(delivery.message.data)
+        except PermissionDenied as error:
+            log.warning("the body of message %s is not kept for longer: %s", delivery.message.id, error)
+
     async def _check_in(self, message: Message, limit: int) -> Message | BrokerError:
         """Return the message that the backend is to store, once the store has its body."""
         if CLAIM in message.attributes:
@@ -208,8 +222,11 @@ class ClaimingMember:
         return self._among(deliveries, lost)
 
     async def forward(self, delivery: Delivery, topic: str, extra: Mapping[str, str]) -> None:
-        """Store a copy of the native record: the reference, not the body."""
-        await self._member.forward(self._native.get(delivery, delivery), topic, extra)
+        """Store a copy of the native record: the reference, whose body is kept for as long as the copy."""
+        native = self._native.get(delivery, delivery)
+        if native is not delivery:
+            await self._claims.renew(delivery)
+        await self._member.forward(native, topic, extra)
 
     async def flush(self) -> None:
         """Make every verdict durable, as the backend does."""
@@ -271,9 +288,11 @@ class ClaimingMember:
         complete: list[Delivery] = []
         # What waits for room is next: nothing slips past it.
         if not self._waiting and slots > 0 and room > 0:
-            for delivery in await self._member.receive(Room(slots, room, alone), timeout):
-                (self._waiting if is_claimed(delivery.message) else complete).append(delivery)
-            room -= sum(len(each.message.data) for each in complete)
+            found = await self._member.receive(Room(slots, room, alone), timeout)
+            complete = [each for each in found if each.message.data or not is_claimed(each.message)]
+            if len(complete) < len(found):
+                self._waiting.extend(each for each in found if is_claimed(each.message))
+                room -= sum(len(each.message.data) for each in complete)
         alone = alone and not complete
         while self._waiting and (_size(self._waiting[0]) <= room or alone):
             delivery = self._waiting.popleft()

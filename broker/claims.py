@@ -17,7 +17,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-import logging
 import os
 import re
 import threading
@@ -33,9 +32,8 @@ from uuid import uuid4
 from .claim_sweep import SWEEP_INTERVAL_S, sweep
 from .drivers.options import public_url
 from .errors import BrokerError, PermissionDenied, Unavailable
+from .logs import log
 from .message import Message
-
-log = logging.getLogger("broker")
 
 T = TypeVar("T")
 
@@ -122,7 +120,8 @@ class ClaimStore:
     Args:
         url: a directory (a path or ``file:///...``), ``memory://name``, or a bucket: ``s3://bucket/prefix``,
             ``gs://...``, ``az://...``. Credentials and endpoints are those of fsspec's own environment.
-        retention: seconds that a body is kept; longer than any message or dead letter that needs it.
+        retention: seconds that a body is kept after it was stored, or its message copied, for the last time;
+            longer than any topic keeps messages.
         max_bytes: largest body, at both ends.
 
     Raises:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 from urllib.parse import parse_qsl, urlsplit
@@ -31,7 +31,9 @@ _DRIVERS = {
     "pubsub": "broker.drivers.google_pubsub:from_url",
     "sqlite": "broker.drivers.sqlite:from_url",
 }
-_SEND_CHUNK = 1000
+# A backend gets so much in one call: more is stored in one go, and held in memory until it is.
+_SEND_MESSAGES = 10_000
+_SEND_BYTES = 16 * 1024 * 1024
 # What Kafka topics (249 characters) and Pub/Sub names (a letter first) both take, with room for ".dlq".
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,119}")
 
@@ -161,8 +163,7 @@ class Broker:
             else:
                 failed[message.id] = problem
         receipts: list[Receipt] = []
-        for first in range(0, len(valid), _SEND_CHUNK):
-            chunk = valid[first : first + _SEND_CHUNK]
+        for first, chunk in _chunks(valid):
             try:
                 answers = await driver.send(topic, chunk)
             except BrokerError as error:
@@ -296,3 +297,15 @@ class Broker:
         if not self._opened:
             raise Closed("the broker is not open; use `async with connect(...) as broker`")
         return self._driver
+
+
+def _chunks(messages: Sequence[Message]) -> Iterator[tuple[int, Sequence[Message]]]:
+    """Yield what one call of a backend takes, with the index of its first message."""
+    first = size = 0
+    for index, message in enumerate(messages):
+        size += len(message.data)
+        if index > first and (size > _SEND_BYTES or index - first == _SEND_MESSAGES):
+            yield first, messages[first:index]
+            first, size = index, len(message.data)
+    if messages:
+        yield first, messages[first:]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 
 from .errors import BrokerError, InvalidMessage, MessageTooLarge
 from .message import Capabilities, Message
@@ -40,7 +40,23 @@ def check_message(message: Message, capabilities: Capabilities) -> BrokerError |
         return InvalidMessage(f"data must be bytes, not {type(message.data).__name__}")
     if len(message.data) > capabilities.max_message_bytes:
         return MessageTooLarge(len(message.data), capabilities.max_message_bytes)
-    return _check_attributes(message.attributes, capabilities) or _check_fields(message)
+    # Most messages have none of the one and are plain in the other; looking at each field costs more.
+    problem = _check_attributes(message.attributes, capabilities) if message.attributes != {} else None
+    return problem or (None if _is_plain(message) else _check_fields(message))
+
+
+def _is_plain(message: Message) -> bool:
+    """Whether every field is fine at first sight; if not, ``_check_fields`` says what is wrong, if any."""
+    key, subject = message.key, message.subject
+    texts = (
+        message.id, message.content_type, message.type, message.source,
+        "" if key is None else key, "" if subject is None else subject,
+    )  # fmt: skip
+    try:
+        ascii_only = "".join(texts).isascii()
+    except TypeError:
+        return False
+    return ascii_only and bool(message.id) and getattr(message.time, "tzinfo", None) is UTC
 
 
 def _check_attributes(attributes: Mapping[str, str], capabilities: Capabilities) -> BrokerError | None:

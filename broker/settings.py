@@ -171,7 +171,7 @@ def broker_url() -> str:
     Raises:
         ValueError: a variable has a value that does not work, or two contradict each other.
     """
-    settings = _load(BrokerSettings)
+    settings = read(BrokerSettings)
     url, backend = settings.broker_url, settings.broker_backend
     scheme = split_url(url)[0] if url else backend or "sqlite"
     named = f"BROKER_URL={public_url(url)!r}" if url else f"BROKER_BACKEND={backend!r}"
@@ -198,7 +198,7 @@ def kafka_client_config() -> dict[str, Any]:
     Raises:
         ValueError: a variable does not work, or two contradict each other; the text shows no secret.
     """
-    settings = _load(KafkaSettings)
+    settings = read(KafkaSettings)
     given: dict[str, str] = {}
     for key, variable in VARIABLES.items():
         if value := getattr(settings, variable.lower()):
@@ -221,7 +221,7 @@ def pubsub_emulator_host() -> str | None:
     Raises:
         ValueError: it is not such an address, or this is production.
     """
-    settings = _load(PubsubSettings)
+    settings = read(PubsubSettings)
     host = settings.pubsub_emulator_host
     if host and settings.couturier_env == "production":
         raise _contradiction(f"PUBSUB_EMULATOR_HOST={host!r}", "COUTURIER_ENV='production'")
@@ -234,7 +234,7 @@ def claim_check() -> tuple[str, float] | None:
     Raises:
         ValueError: a variable has a value that does not work.
     """
-    settings = _load(ClaimCheckSettings)
+    settings = read(ClaimCheckSettings)
     if settings.broker_claim_check_url is None:
         return None
     return settings.broker_claim_check_url, settings.broker_claim_check_retention
@@ -243,7 +243,7 @@ def claim_check() -> tuple[str, float] | None:
 def _kafka_url(url: str | None) -> str:
     """Return ``url``, with the hosts of the environment where it names none."""
     kafka_client_config()  # what contradicts must fail at start, not at the first connection
-    servers = _load(KafkaSettings).kafka_bootstrap_servers
+    servers = read(KafkaSettings).kafka_bootstrap_servers
     if url is None:
         return f"kafka://{servers or f'localhost:{KAFKA_PORT}'}"
     _, authority, rest = split_url(url)
@@ -262,7 +262,7 @@ def _kafka_url(url: str | None) -> str:
 def _pubsub_url(url: str | None) -> str:
     """Return ``url``, with the project of the environment where it names none."""
     emulator = pubsub_emulator_host()
-    settings = _load(PubsubSettings)
+    settings = read(PubsubSettings)
     _, named, rest = split_url(url or "pubsub://")
     project = settings.google_cloud_project
     if named and project and named != project:
@@ -282,19 +282,27 @@ def _contradiction(one: str, other: str, advice: str = "unset one of them") -> V
     return ValueError(f"{one} and {other} contradict each other; {advice}")
 
 
-_S = TypeVar("_S", bound=_Settings)
+_S = TypeVar("_S", bound=BaseSettings)
 
 
-def _load(model: type[_S]) -> _S:
+def read(model: type[_S], /, **given: Any) -> _S:
+    """Return settings as the environment says; what is given wins over it, None leaves it its say.
+
+    Raises:
+        ValueError: some values do not work; the text names every one of them and shows no secret.
+    """
     try:
-        return model()
+        return model(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
         problems = [_problem(model, str(e["loc"][0]), e["input"], e["msg"]) for e in error.errors()]
     # Raised out here, so that no error in its chain holds the values.
     raise ValueError("; ".join(problems))
 
 
-def _problem(model: type[_Settings], name: str, value: object, message: str) -> str:
-    secret = "SecretStr" in str(model.model_fields[name].annotation)
+def _problem(model: type[BaseSettings], name: str, value: object, message: str) -> str:
+    (field,) = (
+        each for key, each in model.model_fields.items() if name in (key, key.upper(), each.validation_alias)
+    )
+    secret = "SecretStr" in str(field.annotation)
     shown = MASK if secret else public_url(str(value))
     return f"{name.upper()}={shown!r} does not work: {message.removeprefix('Value error, ')}"

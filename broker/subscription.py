@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import heapq
-import logging
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from operator import attrgetter
 from types import TracebackType
 from typing import Self
 from weakref import WeakSet
@@ -16,13 +16,13 @@ from .claim_check import ClaimCheck, ClaimingMember
 from .drivers.base import Order, Room
 from .errors import BrokerError, Closed, LeaseLost
 from .limits import Limits
+from .logs import log
 from .message import Delivery, Redelivery
-
-log = logging.getLogger("broker")
 
 # One driver call waits no longer than this, so that close and cancellation are prompt on every backend.
 _SLICE_S = 0.2
 _ITERATION_BATCH = 32
+_BODY = attrgetter("message.data")
 
 
 class Subscription:
@@ -132,7 +132,7 @@ class Subscription:
             if not 0 <= retry.delay <= limit:
                 raise ValueError(f"delay must be within 0 to {limit:g} seconds, not {retry.delay!r}")
         named = [*acks, *releases, *(retry.delivery for retry in retries)]
-        lost = {each for each in named if each in self._lost}
+        lost = {each for each in named if each in self._lost} if self._lost else set()
         acks = self._take_open(acks)
         releases = self._take_open(releases)
         retries = [retry for retry in retries if self._take_open([retry.delivery])]
@@ -215,8 +215,7 @@ class Subscription:
         try:
             lost = await member.settle(acks, releases, retries)
         except BaseException:
-            for each in (*acks, *releases, *(retry.delivery for retry in retries)):
-                self._hold(each)
+            self._hold([*acks, *releases, *(retry.delivery for retry in retries)])
             raise
         self._lost.update(lost)
         now = self._driver.clock.now()
@@ -271,9 +270,9 @@ class Subscription:
         return self._fetch
 
     async def _fetch_once(self, limit: Room, timeout: float) -> None:
-        for delivery in await self._joined().receive(limit, timeout):
-            self._hold(delivery)
-            self._ready.append(delivery)
+        found = await self._joined().receive(limit, timeout)
+        self._hold(found)
+        self._ready.extend(found)
 
     def _reap(self) -> None:
         """Forget a finished fetch and pass its error on."""
@@ -287,18 +286,15 @@ class Subscription:
             heapq.heappop(self._due)
         return len(self._due)
 
-    def _hold(self, delivery: Delivery) -> None:
-        self._open[delivery] = None
-        self._open_bytes += len(delivery.message.data)
+    def _hold(self, deliveries: Sequence[Delivery]) -> None:
+        self._open.update(dict.fromkeys(deliveries))
+        self._open_bytes += sum(map(len, map(_BODY, deliveries)))
 
     def _take_open(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
         """Remove and return those that are still open; the rest were settled or lost before."""
-        taken = []
-        for each in deliveries:
-            if each in self._open:
-                del self._open[each]
-                self._open_bytes -= len(each.message.data)
-                taken.append(each)
+        take = self._open.pop
+        taken = [each for each in deliveries if take(each, False) is None]
+        self._open_bytes -= sum(map(len, map(_BODY, taken)))
         return taken
 
     async def _stop_intake(self) -> None:

@@ -32,6 +32,7 @@ class Harness(ABC):
         rebalances: a member that joins or leaves may be followed by another one losing what it holds, so
             that ``LeaseLost`` is no failure where members come and go.
         crowd: how many members the busiest check opens at once.
+        volume: how many messages the check has that restarts the backend at a third and at a half of them.
         native: type of the backend's own record, as ``Delivery.native`` yields it; None without one.
     """
 
@@ -43,6 +44,7 @@ class Harness(ABC):
     partitions: int = 1
     rebalances: bool = False
     crowd: int = 50
+    volume: int = 300
     native: type | None = None
 
     @abstractmethod

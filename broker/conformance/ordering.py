@@ -93,6 +93,7 @@ class Ordering(Checks):
                 passed += bodies(held)
                 if len(passed) < 30:
                     held = await subscription.receive(timeout=bench.harness.patience)
+                    assert held, f"stuck after {len(passed)}"
                     assert all(each.message.key != "s" for each in held)
             await bench.advance_leases(2.5)
             await bench.nothing_comes(subscription)

@@ -15,6 +15,7 @@ from ..processing.batcher import Batching
 from ..processing.outcomes import Done, Outcome, Reject
 from .bench import MANY, Bench, bodies, numbered, spread
 from .checks import Checks
+from .harness import member_of
 from .running import Recorder, dead_letters, processing
 
 
@@ -179,7 +180,7 @@ class ProcessFaults(Checks):
             await forward(*arguments)
 
         async with processing(bench, handler) as running:
-            member = await running.until_joined()
+            member = member_of(await running.until_joined())
             forward = member.forward
             monkeypatch.setattr(member, "forward", failing)
             await bench.publish(1)

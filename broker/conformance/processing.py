@@ -174,8 +174,9 @@ class Processing(Checks):
         await bench.publish(60)
         async with processing(bench, handler, batch=Batching(max_messages=5, concurrency=3)) as running:
             await running.until_settled(60)
-            await running.finish()
+            totals = await running.finish()
         assert most == 3
+        assert totals.done == 60
 
     async def test_stop_finishes_what_is_held_and_takes_no_more(self, bench: Bench) -> None:
         """After ``stop`` the running batch is finished and acked; the rest is ready at once, untried."""

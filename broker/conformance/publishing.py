@@ -238,16 +238,17 @@ class Publishing(Checks):
     async def test_twenty_topics_at_once(self, bench: Bench) -> None:
         """One client publishes to and receives from twenty topics concurrently."""
 
-        async def one(number: int) -> None:
+        async def one(number: int) -> Bench:
             own = await bench.another()
             await own.publish(10, first=number * 100)
             async with own.subscribe() as subscription:
                 came = await own.take_and_ack(subscription, 10)
             assert sorted(bodies(came)) == sorted(b"%d" % n for n in range(number * 100, number * 100 + 10))
+            return own
 
-        async with asyncio.TaskGroup() as tasks:
-            for number in range(20):
-                tasks.create_task(one(number))
+        for own in await asyncio.gather(*(one(number) for number in range(20))):
+            stats = await own.stats()
+            assert (stats.published, stats.unsettled) == (10, 0)
 
     async def test_hundreds_of_publishes_at_once_are_all_stored(self, bench: Bench) -> None:
         """A full send queue makes ``publish`` wait, not fail: every call returns, every message is there."""

@@ -89,7 +89,9 @@ class Settling(Checks):
         async with bench.subscribe() as subscription:
             count = 0
             while len(finished) < 40:
-                for delivery in await subscription.receive(timeout=bench.harness.patience):
+                came = await subscription.receive(timeout=bench.harness.patience)
+                assert came, f"stuck after {len(finished)}"
+                for delivery in came:
                     count += 1
                     if count % 3 == 0:
                         await subscription.nack(delivery)

@@ -188,15 +188,15 @@ class Verdicts(Checks):
     @needs(DURABLE)
     async def test_a_restart_in_mid_run_loses_nothing(self, bench: Bench) -> None:
         """Restarted twice while a batch is held, the backend still hands over every message."""
-        finished = set[bytes]()
-        await bench.publish(300)
+        total, finished = bench.harness.volume, set[bytes]()
+        await bench.publish(total)
         await bench.broker.aclose()
-        for share in (100, 200, 0):
+        for share in (total // 3, total // 2, 0):
             async with bench.harness.connect() as broker:
                 run = bench.on(broker)
                 async with run.subscribe(max_in_flight=50) as subscription:
-                    while len(finished) < (share or 300):
-                        came = await run.take(subscription, min(20, 300 - len(finished)))
+                    while len(finished) < (share or total):
+                        came = await run.take(subscription, min(20, total - len(finished)))
                         await subscription.ack(came[:10])
                         finished.update(bodies(came[:10]))
                         await subscription.release(came[10:])
@@ -205,4 +205,4 @@ class Verdicts(Checks):
                         await run.harness.crash(subscription)
             await bench.harness.restart()
             await bench.advance_leases()
-        assert finished == {each.data for each in numbered(300)}
+        assert finished == {each.data for each in numbered(total)}

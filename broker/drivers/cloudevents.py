@@ -54,6 +54,7 @@ class Binding:
         reserved: other beginnings of names that the transport keeps for itself, lower case.
         raw: values may be any bytes; otherwise they must be valid Unicode text.
         context: header name to context attribute, made from ``prefix``.
+        names: of the headers for the context attributes in ``_CONTEXT``, in that order.
         taken: beginnings of names that the application cannot have as they are, lower case.
     """
 
@@ -61,11 +62,13 @@ class Binding:
     reserved: tuple[str, ...] = ()
     raw: bool = True
     context: Mapping[str, str] = field(init=False)
+    names: tuple[str, ...] = field(init=False)
     taken: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
         context = {self.prefix + name: name for name in _CONTEXT} | {_CONTENT_TYPE: _CONTENT_TYPE}
         object.__setattr__(self, "context", context)
+        object.__setattr__(self, "names", tuple(self.prefix + name for name in _CONTEXT))
         object.__setattr__(self, "taken", (self.prefix, IDENTITY, PRIVATE, _ESCAPED, *self.reserved))
 
 
@@ -90,17 +93,17 @@ class Place:
 
 def encode(message: Message, binding: Binding) -> dict[str, str]:
     """Return the headers of ``message``; bytes that are not UTF-8 stay ``surrogateescape`` text."""
-    prefix = binding.prefix
+    specversion, id_, source, type_, time, subject, _ = binding.names
     headers = {
-        prefix + "specversion": _SPEC_VERSION,
-        prefix + "id": message.id,
-        prefix + "source": message.source,
-        prefix + "type": message.type,
-        prefix + "time": _rfc3339(message.time),
+        specversion: _SPEC_VERSION,
+        id_: message.id,
+        source: message.source,
+        type_: message.type,
+        time: _rfc3339(message.time),
         _CONTENT_TYPE: message.content_type,
     }
     if message.subject is not None:
-        headers[prefix + "subject"] = message.subject
+        headers[subject] = message.subject
     if message.attributes:
         headers.update(escaped(message.attributes, binding))
     return headers
@@ -197,10 +200,28 @@ def _readable(text: str) -> str:
 
 def _rfc3339(time: datetime) -> str:
     """Return RFC 3339 text; its offsets have whole minutes, those of historic time zones may not."""
+    if time.tzinfo is UTC:
+        return _utc_text(time)
     if (time.utcoffset() or _MINUTE) % _MINUTE:
         with suppress(OverflowError):  # In the first and last hours of the calendar; then as it is.
             return time.astimezone(UTC).isoformat()
     return time.isoformat()
+
+
+# The second that was last written, and its text: messages come many to a second, and `isoformat` is slow.
+_second = (datetime.min.replace(tzinfo=UTC), "")
+
+
+def _utc_text(time: datetime) -> str:
+    """Return ``time.isoformat()`` of a time in UTC."""
+    global _second  # noqa: PLW0603 - replaced as a whole, so threads may share it
+    begin, text = _second
+    since = time - begin
+    if since.days or since.seconds:
+        begin = time.replace(microsecond=0)
+        since, text = time - begin, begin.isoformat()[:19]
+        _second = (begin, text)
+    return f"{text}.{since.microseconds:06}+00:00" if since.microseconds else f"{text}+00:00"
 
 
 def _time(text: str | None, otherwise: datetime) -> datetime:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ..claims import lost_claim
 from ..errors import BrokerError, DeadlineExceeded, LeaseLost, Unavailable
 from ..limits import MAX_IN_FLIGHT
+from ..logs import log
 from ..message import Delivery, Redelivery
 from ..subscription import Subscription
 from .batcher import Batcher, Batching
@@ -19,8 +19,6 @@ from .outcomes import Done, Outcome, Reject, Retry, RetryPolicy, describe
 
 if TYPE_CHECKING:
     from ..connect import Broker
-
-log = logging.getLogger("broker")
 
 T = TypeVar("T")
 Verdict = tuple[Delivery, Outcome]
@@ -198,8 +196,11 @@ class Processor:
             else:
                 delay = min(self._retry.delay(delivery.attempt), self._broker.capabilities.max_delay)
                 retries.append(Redelivery(delivery, delay, delivery.attempt + 1))
-        self._totals.done += await self._persist(subscription, acks, [])
-        self._totals.retried += await self._persist(subscription, [], retries)
+        # `x += await …` reads x before it waits, and would forget what other batches count meanwhile.
+        done = await self._persist(subscription, acks, [])
+        self._totals.done += done
+        retried = await self._persist(subscription, [], retries)
+        self._totals.retried += retried
         buried = [letter[0] for letter in letters if await self._bury(subscription, *letter)]
         count = await self._persist(subscription, buried, [])
         if self._letters is None:

@@ -191,6 +191,9 @@ class PartitionedHarness(Harness):
                     if member.is_there:
                         each.soon(member, joins=True)
 
+    async def restart(self) -> None:
+        self.store = PartitionedStore()
+
     async def rebalanced(self) -> None:
         while any(each.moving for each in self.store.coordinators.values()):
             await asyncio.sleep(JOIN_S / 10)

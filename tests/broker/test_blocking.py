@@ -2,15 +2,35 @@
 
 from __future__ import annotations
 
+import inspect
+import signal
 import sqlite3
+import subprocess
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from blocking_face import BlockingHarness
 
-from broker import Closed, Delivery, Message, NotFound, PublishError, connect_blocking
-from broker.blocking import BlockingBroker
+from broker import (
+    Batching,
+    Broker,
+    Closed,
+    Delivery,
+    Done,
+    Message,
+    NotFound,
+    Outcome,
+    PublishError,
+    Reject,
+    Subscription,
+    connect_blocking,
+    dead_letter_topic,
+)
+from broker.blocking import BlockingBroker, BlockingSubscription
+from broker.conformance import Conformance
 
 GROUP = "workers"
 
@@ -155,3 +175,130 @@ def test_it_works_from_several_threads(broker: BlockingBroker, url: str) -> None
     if url.startswith("sqlite"):
         path = url.removeprefix("sqlite:///").split("?")[0]
         assert sqlite3.connect(path).execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+@pytest.mark.parametrize(
+    ("blocking", "form"), [(BlockingBroker, Broker), (BlockingSubscription, Subscription)]
+)
+def test_everything_public_is_there(blocking: type, form: type) -> None:
+    """Each public name, with the same parameters in the same order; ``with`` opens and closes."""
+
+    def surface(kind: type) -> dict[str, list[str]]:
+        members = {name: value for name, value in inspect.getmembers(kind) if name[0] != "_"}
+        return {
+            name: [*inspect.signature(value).parameters] if inspect.isfunction(value) else []
+            for name, value in members.items()
+            if name != "aclose"
+        }
+
+    facts = {"topic": [], "group": []} if form is Subscription else {}
+    assert surface(blocking) == {**surface(form), **facts}
+
+
+def test_a_script_can_look_around(broker: BlockingBroker) -> None:
+    """Topics, lag, facts and what is not settled; a look that is broken off leaves nothing behind."""
+    sent = [Message(data=b"%d" % number) for number in range(5)]
+    broker.publish("images", sent)
+    assert [each.message for each in broker.browse("images", GROUP)] == sent
+    for shown in broker.browse("images", GROUP):
+        assert shown.message == sent[0]
+        break
+    assert [(each.name, each.groups) for each in broker.topics()] == [("images", (GROUP,))]
+    assert sum(each.unsettled for each in broker.lag("images", GROUP)) == 5
+    assert broker.describe()
+    assert broker.address
+    with pytest.raises(NotFound, match="nowhere"):
+        next(broker.browse("nowhere", GROUP))
+
+
+def test_a_function_can_process(broker: BlockingBroker) -> None:
+    """The handler is an ordinary function in threads of its own; ``stop`` drains and returns the totals."""
+    stop, both, lock = threading.Event(), threading.Event(), threading.Lock()
+    threads: set[int] = set()
+    seen: list[Delivery] = []
+
+    def handler(deliveries: Sequence[Delivery]) -> list[Outcome]:
+        with lock:
+            threads.add(threading.get_ident())
+            seen.extend(deliveries)
+            if len(threads) == 2:
+                both.set()
+            if len(seen) == 8:
+                stop.set()
+        both.wait(20.0)
+        return [Reject("bad") if each.message.data == b"3" else Done() for each in deliveries]
+
+    broker.publish("images", [Message(data=b"%d" % number) for number in range(8)])
+    batch = Batching(max_messages=2, concurrency=2)
+    totals = broker.process("images", group=GROUP, handler=handler, batch=batch, stop=stop)
+    assert (totals.done, totals.dead_lettered) == (7, 1)
+    assert len(threads) == 2
+    assert threading.get_ident() not in threads
+    (letter,) = broker.browse(dead_letter_topic("images", GROUP), "operators")
+    assert letter.message.data == b"3"
+
+
+INTERRUPTED = """
+import sys, time
+from broker import Batching, Done, Message, connect_blocking
+
+def handler(deliveries):
+    print("started", flush=True)
+    time.sleep(0.3)
+    return [Done()] * len(deliveries)
+
+with connect_blocking(sys.argv[1]) as broker:
+    broker.ensure("images", group="workers")
+    broker.publish("images", [Message(data=b"%d" % number) for number in range(20)])
+    broker.process("images", group="workers", handler=handler, batch=Batching(max_messages=1))
+"""
+
+
+def test_an_interrupt_drains(tmp_path: Path) -> None:
+    """Ctrl-C finishes what is at work, hands the rest back and ends in ``KeyboardInterrupt``."""
+    url = f"sqlite:///{tmp_path}/queue.db"
+    command = [sys.executable, "-c", INTERRUPTED, url]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as script:
+        assert script.stdout is not None
+        assert script.stdout.readline() == b"started\n"
+        script.send_signal(signal.SIGINT)
+        _, said = script.communicate(timeout=30.0)
+    assert b"KeyboardInterrupt" in said
+    assert b"RuntimeError" not in said
+    with connect_blocking(url) as broker:
+        stats = broker.stats("images", GROUP)
+    assert stats.settled in (1, 2)
+    assert (stats.in_flight, stats.ready) == (0, 20 - stats.settled)
+
+
+def test_leaving_ends_the_work_of_other_threads(url: str) -> None:
+    """A thread that waits in its own subscription ends when the broker does, and what it held goes back."""
+    held, ended = threading.Event(), []
+
+    def work(broker: BlockingBroker) -> None:
+        with broker.subscribe("images", group=GROUP) as subscription:
+            ended.extend(each.message.data for each in subscription if not held.set())
+            with pytest.raises(Closed):
+                subscription.receive()
+
+    with connect_blocking(url) as keeper:
+        keeper.ensure("images", group=GROUP)
+        with connect_blocking(url) as broker:
+            thread = threading.Thread(target=work, args=(broker,))
+            thread.start()
+            broker.publish("images", [Message(data=b"x")])
+            assert held.wait(20.0)
+        thread.join(20.0)
+        assert not thread.is_alive()
+        assert ended == [b"x"]
+        assert keeper.stats("images", GROUP).ready == 1
+    with pytest.raises(Closed):
+        broker.publish("images", [])
+
+
+class TestBlocking(Conformance):
+    """Every check of the suite, each call from a thread of its own."""
+
+    @pytest.fixture
+    async def harness(self, monkeypatch: pytest.MonkeyPatch) -> BlockingHarness:
+        return BlockingHarness(monkeypatch)

@@ -32,6 +32,9 @@ class MemoryHarness(Harness):
     async def advance(self, seconds: float) -> None:
         await self.clock.advance(seconds)
 
+    async def restart(self) -> None:
+        self.store = MemoryStore()
+
 
 class TestMemory(Conformance):
     """Every check of the suite."""

@@ -17,6 +17,7 @@ class SqliteHarness(Harness):
 
     lease = 30.0
     quiet = 0.05
+    volume = 10_000
 
     def __init__(self, path: Path) -> None:
         self.path = path
