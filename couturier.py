@@ -21,9 +21,9 @@ try:
     import classifier.cli
     import client.cli
     import client.config_cli
-    import client.dlq_cli
     import worker.cli
     import worker.doctor
+    from client import exits
 except KeyboardInterrupt:
     # Ctrl-C before `main` could catch it.
     raise SystemExit(130) from None
@@ -39,21 +39,9 @@ if TYPE_CHECKING:
 
 Images = Mapping[str | None, bytes]
 
-FAILED, WRONG_CONFIGURATION, UNAVAILABLE, DRAIN_TIMED_OUT, INTERRUPTED = 1, 78, 69, 75, 130
-# Looked up by name, because importing the classes would cost every command its start-up time.
-_EXIT_CODES = {
-    "broker.errors.DeadlineExceeded": DRAIN_TIMED_OUT,
-    "broker.errors.BrokerError": UNAVAILABLE,
-    "classifier.errors.ModelError": WRONG_CONFIGURATION,
-    "classifier.errors.MissingExtra": WRONG_CONFIGURATION,
-    "classifier.errors.ClassifierError": FAILED,
-    "client.errors.ClientError": FAILED,
-    "builtins.ValueError": WRONG_CONFIGURATION,
-    "builtins.OSError": FAILED,
-    "builtins.KeyboardInterrupt": INTERRUPTED,
-}
 _STALLED_S = 120.0
 _LOOK_S = 0.1
+_STILL_S = 2.0
 # The limit is measured before and after the pipeline, because the speed of a shared machine drifts.
 _LIMIT_S = 0.7
 _TILES, _TILES_WRONG = 60, 20
@@ -69,38 +57,18 @@ def main() -> None:
     )
     app.callback()(_global_options)
     app.command()(demo)
-    for part in (worker.cli, client.cli, client.dlq_cli, classifier.cli, worker.doctor):
+    for part in (worker.cli, client.cli, classifier.cli, worker.doctor):
         part.register(app)
     client.config_cli.register(app, "worker.settings:WorkerSettings")
+    kafka = exits.listen()
     try:
         app()
     except (Exception, KeyboardInterrupt) as error:
-        code = _exit_code(error)
+        code = exits.exit_code(error)
         if code is None:
             raise
-        typer.echo(f"error: {_advice(error)}" if str(error) else "interrupted", err=True)
+        typer.echo(f"error: {exits.last_words(error, kafka.last)}" if str(error) else "interrupted", err=True)
         sys.exit(code)
-
-
-def _exit_code(error: BaseException) -> int | None:
-    """Return the exit code for an error that a user can cause, or None for a bug of ours."""
-    for kind in type(error).__mro__:
-        code = _EXIT_CODES.get(f"{kind.__module__}.{kind.__name__}")
-        # Ours raise plain ValueError; its subclasses, such as a decoding error, are bugs.
-        if code is not None and not (kind is ValueError and type(error) is not ValueError):
-            return code
-    return None
-
-
-def _advice(error: BaseException) -> str:
-    """Return the error in the words of the command line."""
-    if type(error).__name__ != "NotFound":
-        return str(error)
-    # The library advises a call; who types commands needs a command.
-    return (
-        f"{str(error).partition(';')[0]}; `couturier worker` and `couturier client send` create it, unless"
-        " COUTURIER_CREATE=false"
-    )
 
 
 def _print_version(wanted: bool) -> None:
@@ -126,7 +94,7 @@ def demo(
     ] = 0.01,
     workers: Annotated[int, typer.Option(min=1, max=64, help="Worker processes.")] = 2,
     backend: Annotated[
-        str | None, typer.Option(help="sqlite, at BROKER_URL or the embedded default.")
+        str | None, typer.Option(help="sqlite, kafka or pubsub, where its own variables say.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Which images, in which order.")] = 0,
     model: Annotated[Path | None, typer.Option(envvar="COUTURIER_MODEL", help="A model bundle.")] = None,
@@ -139,8 +107,6 @@ def demo(
     accuracy, latency, dead letters and the balanced books.
     """
     if backend is not None:
-        if backend != "sqlite":
-            raise typer.BadParameter(f"--backend {backend!r}: workers share a queue on sqlite only, so far")
         os.environ["BROKER_BACKEND"] = backend
     plan = Plan(images, bad_ratio, workers, seed, model, picture)
     outcome = _demonstrate(plan)
@@ -153,7 +119,7 @@ def demo(
 
         print_run(outcome.report, outcome.run)
     if not outcome.run.as_planned:
-        raise typer.Exit(FAILED)
+        raise typer.Exit(exits.FAILED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,6 +197,7 @@ async def _run_pipeline(plan: Plan, source: FashionMnist) -> tuple[Run, str, flo
     from broker.settings import home
     from client.client import Client
     from client.ledger import Ledger
+    from client.results import ResultsReader
     from client.run import collect
     from client.settings import load, shared_broker_url
 
@@ -243,11 +210,20 @@ async def _run_pipeline(plan: Plan, source: FashionMnist) -> tuple[Run, str, flo
             starting = progress.add_task("workers", total=plan.workers)
             await crew.ready(lambda count: progress.update(starting, completed=count))
             client = Client(broker, settings.topic, ledger)
-            start = time.time()
-            sent = await client.publish(
-                source, progress=lambda report: progress.update(bars[0], completed=report.published)
-            )
-            await _settled(broker, settings, crew, lambda left: progress.update(bars[1], completed=left))
+            with ResultsReader(settings.results_path()) as results:
+                before, due = results.count(), plan.images - source.bad_count
+                start = time.time()
+                sent = await client.publish(
+                    source, progress=lambda report: progress.update(bars[0], completed=report.published)
+                )
+                await _settled(
+                    broker,
+                    settings,
+                    crew,
+                    lambda: results.count() - before,
+                    due,
+                    lambda rows: progress.update(bars[1], completed=rows),
+                )
             end = time.time()
             await crew.stop()
             mine = list(ledger.entries(run_id=sent.run_id))
@@ -277,24 +253,44 @@ def _workers(plan: Plan, logs: Path, url: str) -> Iterator[Crew]:
 
 
 async def _settled(
-    broker: Broker, settings: ClientSettings, crew: Crew, classified: Callable[[int], None]
+    broker: Broker,
+    settings: ClientSettings,
+    crew: Crew,
+    stored: Callable[[], int],
+    due: int,
+    progress: Callable[[int], None],
 ) -> None:
     """Return once the group has nothing left.
 
+    The results file is asked all the time. The broker is asked once the file has what is due, or stands
+    still: on Pub/Sub its answer costs as much as receiving all that is left.
+
+    Args:
+        broker: open.
+        settings: which group.
+        crew: the workers.
+        stored: how many rows there are by now.
+        due: how many there should be.
+        progress: is told how many there are.
+
     Raises:
-        OSError: the workers are gone, or the queue does not move.
+        OSError: the workers are gone, or nothing moves.
     """
     import asyncio
 
-    total = left = (await broker.stats(settings.topic, settings.group)).unsettled
-    since = time.monotonic()
-    while left:
+    rows, left, since = -1, -1, time.monotonic()
+    while True:
         crew.check()
         await asyncio.sleep(_LOOK_S)
-        now_left = (await broker.stats(settings.topic, settings.group)).unsettled
-        classified(total - now_left)
-        if now_left != left:
-            left, since = now_left, time.monotonic()
+        seen = rows, left
+        rows = await asyncio.to_thread(stored)
+        progress(rows)
+        if rows >= due or (rows == seen[0] and time.monotonic() - since > _STILL_S):
+            left = (await broker.stats(settings.topic, settings.group)).unsettled
+            if not left:
+                return
+        if (rows, left) != seen:
+            since = time.monotonic()
         elif time.monotonic() - since > _STALLED_S:
             raise OSError(f"{left} message(s) did not move for {_STALLED_S:g} s; see `couturier doctor`")
 

@@ -20,7 +20,13 @@ from .results import ResultsReader
 NO_IDS: frozenset[str] = frozenset()
 _COUNTS_ONLY = (
     "no ledger knows this queue and topic, so these are the broker's counts: they cannot show which messages"
-    " are missing, nor tell this topic's rows from those of others in the same results file"
+    " are missing, nor tell this topic's rows from those of others in the same results file; and a dead"
+    " letter that was replayed was published twice"
+)
+_NO_COUNT = (
+    "no ledger knows this queue and topic, and this broker keeps no count of what was published: this is what"
+    " can be seen, and nobody can tell what cannot; audit where the images were sent from, or name its"
+    " ledger with --ledger"
 )
 _STRANGERS = (
     "{} message(s) came from senders without this ledger; of theirs only what is still in the queue or a dead"
@@ -55,11 +61,11 @@ class Balance:
     """The result of an audit: ``published = stored + dead_lettered + in_flight + lost``.
 
     Attributes:
-        published: messages that the broker stored.
+        published: messages that the broker stored; None where nobody counted.
         stored: of those, rows.
         dead_lettered: of those, dead letters without a row.
         in_flight: of those, neither, and still in the queue.
-        lost: of those, none of the three.
+        lost: of those, none of the three; None where ``published`` is.
         duplicate_rows: rows that repeat an id.
         unconfirmed: sent without an answer and seen nowhere.
         unexpected: rows of messages that the ledger does not know.
@@ -68,11 +74,11 @@ class Balance:
         notes: what this audit cannot prove.
     """
 
-    published: int
+    published: int | None
     stored: int
     dead_lettered: int
     in_flight: int
-    lost: int
+    lost: int | None
     duplicate_rows: int = 0
     unconfirmed: int = 0
     unexpected: int = 0
@@ -81,13 +87,13 @@ class Balance:
     notes: tuple[str, ...] = ()
 
     @property
-    def missing(self) -> int:
-        """Published, but neither stored nor dead-lettered."""
-        return self.in_flight + self.lost
+    def missing(self) -> int | None:
+        """Published, but neither stored nor dead-lettered; None where nobody can tell."""
+        return None if self.lost is None else self.in_flight + self.lost
 
     @property
     def balanced(self) -> bool:
-        """Nothing is missing and no row is there twice."""
+        """It is certain that nothing is missing, and no row is there twice."""
         return self.missing == 0 and self.duplicate_rows == 0
 
     def to_dict(self) -> dict[str, Any]:
@@ -123,16 +129,23 @@ def balance(books: Books) -> Balance:
     )
 
 
-def balance_counts(published: int, unsettled: int, dead: int, rows: int, duplicate_rows: int = 0) -> Balance:
+def balance_counts(
+    published: int | None, unsettled: int, dead: int, rows: int, duplicate_rows: int = 0
+) -> Balance:
     """Balance by number, where nobody wrote down the ids.
 
     Args:
-        published: what the broker's group was to see.
+        published: what the broker's group was to see; None where it keeps no count, and nothing is proven.
         unsettled: of those, not finished.
         dead: dead letters.
         rows: rows of the results table, wherever they came from.
         duplicate_rows: of those, repeated ids.
     """
+    if published is None:
+        stored = rows - duplicate_rows
+        return Balance(
+            None, stored, dead, unsettled, None, duplicate_rows, basis="broker", notes=(_NO_COUNT,)
+        )
     dead = min(dead, published)
     stored = min(rows - duplicate_rows, published - dead)
     waiting = min(unsettled, published - dead - stored)
@@ -171,8 +184,9 @@ async def audit(broker: Broker, topic: str, group: str, results: Path, ledger: L
         return first
     # A dead letter that is replayed between two looks is seen in neither place: only what is gone twice is.
     second = await _audit_ids(broker, topic, group, results, ledger)
-    lost = tuple(each for each in second.lost_ids if each in set(first.lost_ids))
-    moved = second.lost - len(lost)
+    gone = set(first.lost_ids)
+    lost = tuple(each for each in second.lost_ids if each in gone)
+    moved = len(second.lost_ids) - len(lost)
     return replace(second, lost=len(lost), lost_ids=lost, in_flight=second.in_flight + moved)
 
 
@@ -191,7 +205,7 @@ async def _audit_counts(broker: Broker, topic: str, group: str, results: Path) -
     dead = await _dead(broker, topic, group)
     stored, duplicate_rows = await asyncio.to_thread(_rows, results)
     return balance_counts(
-        stats.published or 0, stats.unsettled, len(dead), len(stored) + duplicate_rows, duplicate_rows
+        stats.published, stats.unsettled, len(dead), len(stored) + duplicate_rows, duplicate_rows
     )
 
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from . import broker_cli, dlq_cli, topics_cli
+
 if TYPE_CHECKING:
     import asyncio
 
@@ -34,6 +36,8 @@ def register(app: typer.Typer) -> None:
     app.add_typer(client, name="client")
     app.command("results")(results)
     app.command("audit")(audit)
+    for part in (dlq_cli, topics_cli, broker_cli):
+        part.register(app)
 
 
 @dataclass(frozen=True, slots=True)

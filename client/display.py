@@ -184,10 +184,11 @@ def print_balance(balance: Balance, as_json: bool) -> None:
         _print_json(balance.to_dict())
         return
     lines = [
-        f"published      {balance.published:>10,}",
+        f"published      {_count(balance.published):>10}",
         f"- stored       {balance.stored:>10,}",
         f"- dead-lettered{balance.dead_lettered:>10,}",
-        f"= missing      {balance.missing:>10,}   {balance.in_flight:,} in the queue, {balance.lost:,} lost",
+        f"= missing      {_count(balance.missing):>10}   {balance.in_flight:,} in the queue,"
+        f" {_count(balance.lost)} lost",
         f"duplicate rows {balance.duplicate_rows:>10,}",
     ]
     if balance.unexpected:
@@ -202,6 +203,8 @@ def print_balance(balance: Balance, as_json: bool) -> None:
 def _verdict(balance: Balance) -> str:
     if balance.balanced:
         return "balanced: nothing is missing"
+    if balance.lost is None:
+        return "NOT proven: nobody counted what was published"
     if balance.lost:
         return (
             "NOT balanced: messages are lost, or their rows went to another SINK_URL than the one asked now"
@@ -235,6 +238,10 @@ def plain(text: str | None) -> str:
 def _plain(text: str | None) -> str:
     """The same, and without what rich would obey."""
     return escape(plain(text))
+
+
+def _count(value: int | None) -> str:
+    return "unknown" if value is None else f"{value:,}"
 
 
 def _share(value: float | None) -> str:

@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Self
 from urllib.parse import quote, unquote, urlsplit
 
+from broker.drivers.options import public_url
 from broker.settings import home
 
 from .errors import ResultsTimeout, StoreError
@@ -94,12 +95,13 @@ def sqlite_path(url: str, origin: str = "SINK_URL") -> Path:
     parts = urlsplit(url)
     if parts.scheme != "sqlite":
         raise ValueError(
-            f"{origin}={url!r} cannot be read; only rows in SQLite can: run the workers with SINK_URL=sqlite:////absolute/results.db"
+            f"{origin}={public_url(url)!r} cannot be read; only rows in SQLite can: run the workers with"
+            " SINK_URL=sqlite:////absolute/results.db"
         )
     path = unquote(parts.path[1:])
     if not url.startswith("sqlite:///") or not path or parts.query or parts.fragment:
         raise ValueError(
-            f"{origin}={url!r} does not work; use sqlite:///relative.db (three slashes) or"
+            f"{origin}={public_url(url)!r} does not work; use sqlite:///relative.db (three slashes) or"
             " sqlite:////absolute.db (four), without options"
         )
     return Path(path)

@@ -6,9 +6,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from broker import settings
 from broker.settings import broker_url, home
 
 from .results import default_url, sqlite_path
@@ -27,7 +28,10 @@ class ClientSettings(BaseSettings):
         default=True, validation_alias="COUTURIER_CREATE", description="create a missing topic and group"
     )
     sink_url: str | None = Field(
-        default=None, validation_alias="SINK_URL", description="where the workers write results"
+        default=None,
+        repr=False,  # it may hold a password
+        validation_alias="SINK_URL",
+        description="where the workers write results",
     )
 
     def results_path(self) -> Path:
@@ -43,14 +47,9 @@ def load(**overrides: Any) -> ClientSettings:
     """Return the settings of this process; an override that is None leaves the variable its say.
 
     Raises:
-        ValueError: a variable has a value that does not work.
+        ValueError: variables have values that do not work; the text names all of them.
     """
-    given = {name: value for name, value in overrides.items() if value is not None}
-    try:
-        return ClientSettings(**given)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise ValueError(f"{first['loc'][0]}={first['input']!r} does not work: {first['msg']}") from None
+    return settings.read(ClientSettings, **overrides)
 
 
 def shared_broker_url() -> str:
@@ -69,12 +68,16 @@ def shared_broker_url() -> str:
     return url
 
 
-def embedded_note() -> str | None:
-    """Return one line about the files of the state directory that stand in for what is not configured."""
+def embedded_note(results: bool = True) -> str | None:
+    """Return one line about the files of the state directory that stand in for what is not configured.
+
+    Args:
+        results: the results are of interest, too.
+    """
     parts = []
     if not (os.environ.get("BROKER_URL") or os.environ.get("BROKER_BACKEND")):
         parts.append(("BROKER_URL", "queue.db"))
-    if not os.environ.get("SINK_URL"):
+    if results and not os.environ.get("SINK_URL"):
         parts.append(("SINK_URL", "results.db"))
     if not parts:
         return None

@@ -45,6 +45,7 @@ def worker(
         os.environ.setdefault(name, "1")
     import asyncio
 
+    from broker.drivers.options import public_url
     from broker.settings import broker_url
 
     from .log import configure
@@ -62,8 +63,8 @@ def worker(
     )
     if broker_url().startswith("memory:"):
         raise ValueError(
-            f"the broker {broker_url()!r} lives inside one process, and nobody could send to this worker;"
-            " set BROKER_URL=sqlite:///queue.db, or unset BROKER_URL and BROKER_BACKEND"
+            f"the broker {public_url(broker_url())!r} lives inside one process, and nobody could send to this"
+            " worker; set BROKER_URL=sqlite:///queue.db, or unset BROKER_URL and BROKER_BACKEND"
         )
     configure(settings.log_level, settings.log_format)
     code = asyncio.run(run(settings, Launch(ready_file, until_stdin_closes)))

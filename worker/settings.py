@@ -7,9 +7,10 @@ import socket
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from broker import settings
 from client.results import default_url
 
 
@@ -30,7 +31,10 @@ class WorkerSettings(BaseSettings):
         default=True, validation_alias="COUTURIER_CREATE", description="create a missing topic and group"
     )
     sink_url: str = Field(
-        default_factory=default_url, validation_alias="SINK_URL", description="where results go"
+        default_factory=default_url,
+        repr=False,  # it may hold a password
+        validation_alias="SINK_URL",
+        description="where results go",
     )
     model: Path | None = Field(
         default=None,
@@ -72,11 +76,6 @@ def load(**overrides: Any) -> WorkerSettings:
     """Return the settings of this process; an override that is None leaves the variable its say.
 
     Raises:
-        ValueError: a flag or a variable has a value that does not work; the text names it.
+        ValueError: flags or variables have values that do not work; the text names all of them.
     """
-    given = {name: value for name, value in overrides.items() if value is not None}
-    try:
-        return WorkerSettings(**given)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise ValueError(f"{first['loc'][0]}={first['input']!r} does not work: {first['msg']}") from None
+    return settings.read(WorkerSettings, **overrides)
