@@ -16,7 +16,8 @@ from pathlib import Path
 
 NUMBER_BYTES = 8
 # How many messages one call publishes, and one call hands over, where a client has such calls.
-PUBLISH_BATCH = 5000
+PUBLISH_BATCH = 10_000
+_BATCH_BYTES = 16_000_000
 CONSUME_BATCH = 500
 # How many calls are on their way at one time, where a call publishes one message.
 CONCURRENCY = 500
@@ -96,7 +97,8 @@ class Stopwatch:
         return number.to_bytes(NUMBER_BYTES, "big") + self._filler
 
     def batches(self, size: int) -> Iterator[list[bytes]]:
-        """Yield those bodies in lists."""
+        """Yield those bodies in lists of ``size``, or of 16 MB."""
+        size = min(size, max(1, _BATCH_BYTES // self.job.size_bytes))
         bodies = self.bodies()
         while batch := list(islice(bodies, size)):
             yield batch

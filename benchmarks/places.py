@@ -92,7 +92,7 @@ class PubsubPlace:
         self._url = f"pubsub://{PROJECT}"
 
     def make(self, client: str, group: str) -> str:
-        """Make a topic with a subscription and return its name; kombu makes its own, which it names itself."""
+        """Make a topic with a subscription and return its name; kombu makes one of its own."""
         topic = f"bench-{uuid.uuid4().hex[:12]}"
         if client != "kombu":
             asyncio.run(_ensure(self._url, topic, group))

@@ -66,8 +66,8 @@ def summary(measurements: list[Measurement]) -> list[dict[str, Any]]:
     raw = {(each.size_bytes, each.task, each.round): each for each in measurements if each.client == "raw"}
     order = {each.client: number for number, each in reversed(list(enumerate(measurements)))}
 
-    def key(each: Measurement) -> tuple[int, str, int]:
-        return each.size_bytes, "cp".index(each.task[0]) * "-" + each.task, order[each.client]
+    def key(each: Measurement) -> tuple[int, bool, int]:
+        return each.size_bytes, each.task == "consume", order[each.client]
 
     rows = []
     for _, group in groupby(sorted(measurements, key=key), key=key):

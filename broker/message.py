@@ -52,16 +52,16 @@ class _Deferred:
     A field that is not set yet is not found, which brings Python to ``__getattr__``.
     """
 
-    __slots__ = ("_decode",)
+    __slots__ = ("_decode", "_record")
 
     if not TYPE_CHECKING:  # a type checker would take it for leave to ask for anything
 
         def __getattr__(self, name: str) -> Any:
-            if name in Message.__dataclass_fields__ and (decode := self._decode) is not None:
-                whole = decode[0](decode[1])
+            if name in Message.__dataclass_fields__ and (record := self._record) is not None:
+                whole = self._decode(record)
                 for each in Message.__dataclass_fields__:
                     object.__setattr__(self, each, getattr(whole, each))
-                object.__setattr__(self, "_decode", None)
+                object.__setattr__(self, "_record", None)
             # Again, since another thread may have been first; an unknown name raises here.
             return object.__getattribute__(self, name)
 
@@ -97,7 +97,7 @@ class Message(_Deferred):
         bodies: Sequence[bytes], decode: Callable[[Any], Message], records: Iterable[Any]
     ) -> list[Message]:
         """Return messages whose bodies are there, and whose other fields ``decode(record)`` yields on use."""
-        return made(Message, len(bodies), data=bodies, _decode=zip(repeat(decode), records))
+        return made(Message, len(bodies), data=bodies, _decode=repeat(decode), _record=records)
 
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)

@@ -70,20 +70,26 @@ def publish(
     bodies = _bodies(data, files or [], lines, content_type)
     messages = (Message(data=body, content_type=kind, **common) for body, kind in bodies)
 
-    async def send(broker: Broker) -> None:
+    async def send(broker: Broker) -> int:
+        refused = 0
         while batch := list(islice(messages, _BATCH)):
-            for receipt in await broker.publish(topic, batch):
+            places: dict[str, str | None] = {}
+            try:
+                places = {each.message_id: each.position for each in await broker.publish(topic, batch)}
+            except PublishError as error:
+                places = {each.id: None for each in batch if each.id not in error.failed}
+                refused += len(error.failed)
+                for each_id, why in error.failed.items():
+                    typer.echo(f"not stored: {each_id}: {why}", err=True)
+            for each_id, place in places.items():
                 if as_json:
-                    _print_json_line({"id": receipt.message_id, "topic": topic, "position": receipt.position})
+                    _print_json_line({"id": each_id, "topic": topic, "position": place})
                 else:
-                    typer.echo(f"stored {receipt.message_id} in {topic!r} at {receipt.position}")
+                    typer.echo(f"stored {each_id} in {topic!r}{f' at {place}' if place else ''}")
+        return refused
 
-    try:
-        with_broker(send)
-    except PublishError as error:
-        for each, why in error.failed.items():
-            typer.echo(f"not stored: {each}: {why}", err=True)
-        raise typer.Exit(1) from None
+    if with_broker(send):
+        raise typer.Exit(1)
 
 
 def consume(

@@ -26,7 +26,7 @@ PLANTED = 200
 
 def environment(home: Path, **more: str) -> dict[str, str]:
     """The environment of a newcomer: nothing set but where state goes."""
-    ours = ("BROKER_URL", "BROKER_BACKEND", "SINK_URL", "COUTURIER_")
+    ours = ("BROKER_", "SINK_URL", "COUTURIER_", "KAFKA_", "PUBSUB_", "GOOGLE_")
     clean = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     return {**clean, "COUTURIER_HOME": str(home), **more}
 

@@ -77,6 +77,40 @@ MISTAKES = {
     "configuration that does not work": Mistake(
         "config show", ("BROKER_BACKEND", "rabbitmq", "kafka"), 78, {"BROKER_BACKEND": "rabbitmq"}
     ),
+    "unknown backend of a demo": Mistake("demo --backend rabbitmq", ("BROKER_BACKEND", "rabbitmq"), 78),
+    "two brokers for a demo": Mistake(
+        "demo --backend kafka", ("BROKER_URL", "BROKER_BACKEND"), 78, {"BROKER_URL": "sqlite:///{tmp}/q.db"}
+    ),
+    "Kafka is away": Mistake(
+        "client send --images 1",
+        ("kafka://127.0.0.1:1", "Connection refused", "couturier doctor"),
+        69,
+        {"BROKER_URL": "kafka://127.0.0.1:1"},
+    ),
+    "Pub/Sub is away": Mistake(
+        "dlq list",
+        ("127.0.0.1:1", "couturier doctor"),
+        69,
+        {"BROKER_BACKEND": "pubsub", "PUBSUB_EMULATOR_HOST": "127.0.0.1:1"},
+    ),
+    "no key file": Mistake(
+        "audit",
+        ("{tmp}/file", "gcloud auth application-default login"),
+        69,
+        {"BROKER_URL": "pubsub://proj-1", "GOOGLE_APPLICATION_CREDENTIALS": "{tmp}/file"},
+    ),
+    "several at once": Mistake(
+        "worker",
+        ("COUTURIER_CREATE='perhaps'", "COUTURIER_ATTEMPTS='0'"),
+        78,
+        {"COUTURIER_CREATE": "perhaps", "COUTURIER_ATTEMPTS": "0"},
+    ),
+    "memory in production": Mistake(
+        "worker",
+        ("BROKER_BACKEND", "COUTURIER_ENV"),
+        78,
+        {"BROKER_BACKEND": "memory", "COUTURIER_ENV": "production"},
+    ),
     "memory between processes": Mistake("demo", ("one process", "sqlite"), 78, {"BROKER_BACKEND": "memory"}),
     "queue is a directory": Mistake(
         "worker", ("{tmp}", "BROKER_URL"), 69, {"BROKER_URL": "sqlite:////{tmp}"}
@@ -145,5 +179,7 @@ def test_a_mistake_gets_one_clear_line_and_its_exit_code(tmp: Path, mistake: Mis
     said = " ".join(done.stderr.replace("│", " ").split())
     assert done.returncode == mistake.code, done.stderr
     assert "Traceback" not in done.stderr
+    # The command's frame, a note about the default places, the error: no log of a client's tries.
+    assert len(done.stderr.splitlines()) < 12
     for part in mistake.says:
         assert part.format(tmp=tmp).replace(" ", "") in said.replace(" ", ""), done.stderr

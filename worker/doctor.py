@@ -5,28 +5,15 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Annotated
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-_BROKER_TIMEOUT_S = 10.0
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that ``doctor`` looked at.
-
-    Attributes:
-        what: its name.
-        state: ``ok``, ``missing`` (something optional) or ``failed``.
-        detail: what was found, or what to do.
-    """
-
-    what: str
-    state: str
-    detail: str
+if TYPE_CHECKING:
+    from .doctor_broker import Finding
+    from .settings import WorkerSettings
 
 
 def register(app: typer.Typer) -> None:
@@ -34,89 +21,98 @@ def register(app: typer.Typer) -> None:
     app.command()(doctor)
 
 
-def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False) -> None:
-    """Check that this machine is ready.
+def doctor(
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="How many are to share the work [cores].")
+    ] = None,
+    probe: Annotated[
+        bool, typer.Option("--probe", help="Send a message through a topic of its own; compare clocks.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
+) -> None:
+    """Check that this machine and its broker are ready.
 
-    Exits 1 when something that a worker needs fails.
+    Exits 1 when something that a worker needs fails, and says what to do.
     """
-    findings = [_examine(what, look) for what, look in _LOOKS.items()]
+    findings = list(_examine(workers or os.cpu_count() or 1, probe))
     if as_json:
         typer.echo(json.dumps([asdict(each) for each in findings], indent=2))
     else:
         for each in findings:
             typer.echo(f"{each.state:>7}  {each.what:<14} {each.detail}")
+            if each.next:
+                typer.echo(f"{'':>7}  {'':<14} next: {each.next}")
     if any(each.state == "failed" for each in findings):
         raise typer.Exit(1)
 
 
-def _examine(what: str, look: Callable[[], str]) -> Finding:
+def _examine(workers: int, probe: bool) -> Iterator[Finding]:
+    import asyncio
+
+    from .doctor_broker import Finding, examine_broker
+    from .settings import load
+
     try:
-        return Finding(what, "ok", look())
-    except ModuleNotFoundError as error:
-        return Finding(what, "missing", f"{error.name} is not installed: `uv sync --extra train`")
-    except Exception as error:
-        optional = what == "training data"
-        return Finding(what, "missing" if optional else "failed", str(error) or type(error).__name__)
+        settings = load()
+    except ValueError as error:
+        yield Finding("settings", "failed", str(error), "`couturier config show` lists what is set")
+        return
+    for what, look in _LOOKS.items():
+        if what == "results":
+            yield from asyncio.run(examine_broker(settings, workers, probe))
+        try:
+            yield Finding(what, "ok", look(settings))
+        except ModuleNotFoundError as error:
+            yield Finding(what, "missing", f"{error.name} is not installed", "`uv sync --extra train`")
+        except Exception as error:
+            optional = what == "training data"
+            yield Finding(what, "missing" if optional else "failed", str(error) or type(error).__name__)
 
 
-def _look_at_python() -> str:
+def _look_at_python(_: WorkerSettings) -> str:
     from importlib.metadata import version
 
     return f"couturier {version('couturier')}, Python {sys.version.split()[0]}, {os.cpu_count()} cores"
 
 
-def _look_at_broker() -> str:
+def _look_at_sink(settings: WorkerSettings) -> str:
     import asyncio
 
-    from broker import connect
-    from broker.settings import broker_url
+    from broker.drivers.options import public_url
 
-    async def open_it() -> str:
-        async with asyncio.timeout(_BROKER_TIMEOUT_S), connect() as broker:
-            return f"{broker.capabilities.backend} at {broker_url()}"
-
-    return asyncio.run(open_it())
-
-
-def _look_at_sink() -> str:
-    import asyncio
-
-    from .settings import WorkerSettings
     from .sinks import open_sink
 
-    url = WorkerSettings().sink_url
-
     async def open_it() -> str:
-        sink = open_sink(url)
+        sink = open_sink(settings.sink_url)
         await sink.open()
         await sink.aclose()
-        return f"{url} can be written"
+        return f"{public_url(settings.sink_url)} can be written"
 
     return asyncio.run(open_it())
 
 
-def _look_at_model() -> str:
+def _look_at_model(settings: WorkerSettings) -> str:
     from classifier import Classifier
 
-    model = Classifier.load(os.environ.get("COUTURIER_MODEL") or None)
+    model = Classifier.load(settings.model, settings.engine)
     model.self_test()
     about = model.manifest
     return f"{about.name} {about.version}, {about.parameter_count:,} parameters, golden images agree"
 
 
-def _look_at_validation() -> str:
+def _look_at_validation(_: WorkerSettings) -> str:
     from classifier import validation_set
 
     return f"{len(validation_set().images):,} validation images"
 
 
-def _look_at_training() -> str:
+def _look_at_training(_: WorkerSettings) -> str:
     from classifier import training_set
 
     return f"{len(training_set().images):,} training images"
 
 
-def _look_at_torch() -> str:
+def _look_at_torch(_: WorkerSettings) -> str:
     import torch
 
     return f"torch {torch.__version__}, {'CUDA' if torch.cuda.is_available() else 'CPU'}"
@@ -124,7 +120,6 @@ def _look_at_torch() -> str:
 
 _LOOKS = {
     "python": _look_at_python,
-    "queue": _look_at_broker,
     "results": _look_at_sink,
     "model": _look_at_model,
     "images": _look_at_validation,

@@ -85,10 +85,12 @@ ITEMS: dict[int, Item] = {
     19: _item(
         "A delivery can be asked whether it is still held",
         "a_delivery_is_held_until_its_verdict a_late_verdict_is_refused_and_disturbs_nobody",
+        "a delivery has no context that could be cancelled: `Subscription.holds` answers when asked",
     ),
     20: _item(
         "An escape hatch yields the documented native type and refuses others",
         "the_native_record_is_there_where_one_is_declared",
+        "there is one for a delivery; clients, topics and errors of an SDK stay inside its driver",
     ),
     21: _item("Two topics on one client do not mix", "two_topics_do_not_mix"),
     22: _item("Twenty topics at once on one client", "twenty_topics_at_once"),
@@ -115,7 +117,8 @@ ITEMS: dict[int, Item] = {
     30: _item(
         "Acks out of order: only what was not acked comes again, and it stops no other partition",
         "acks_may_come_in_any_order verdicts_survive_a_restart",
-        "holes in the offsets (transaction markers, compaction) exist on Kafka alone: its own tests",
+        "holes in the offsets (transaction markers, compaction) exist on Kafka alone:"
+        " `tests/broker/test_kafka_holes.py`, `test_offsets.py`",
     ),
     31: _item(
         "A crash before ack brings the message again, after a durable ack it does not",
@@ -136,7 +139,8 @@ ITEMS: dict[int, Item] = {
     34: _item(
         "A lease is kept while its holder lives and passes on when it is frozen or dead",
         "a_lease_is_kept_while_a_delivery_is_open what_a_dead_member_held_comes_after_its_lease"
-        " a_full_member_keeps_its_leases crash_after_crash_loses_nothing",
+        " a_full_member_keeps_its_leases crash_after_crash_loses_nothing"
+        " a_late_verdict_is_refused_and_disturbs_nobody",
     ),
     35: _item(
         "A delayed message does not come early, comes, and stops nobody meanwhile",
@@ -188,10 +192,12 @@ ITEMS: dict[int, Item] = {
         " drain_waits_for_open_deliveries"
         " drain_gives_up_after_its_timeout stop_finishes_what_is_held_and_takes_no_more"
         " a_drain_that_takes_too_long_is_an_error_and_loses_nothing",
+        "signals belong to the command: tests of `couturier worker`",
     ),
     47: _item(
         "Trace context and CloudEvents id survive redelivery",
         "trace_context_and_id_survive_every_way a_redelivery_is_the_same_message",
+        "the official CloudEvents SDK reads the same: `tests/broker/test_cloudevents.py`",
     ),
     48: _item("Reserved attribute names are safe", "reserved_attribute_names_are_safe"),
 }

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..clock import Clock, SystemClock
-from ..errors import BrokerError, Closed, NotFound, PermissionDenied, Unavailable
+from ..errors import BrokerError, Closed, InvalidMessage, NotFound, PermissionDenied, Unavailable
 from ..message import Capabilities, Message, Receipt
 from .base import Order
 from .kafka_admin import KafkaAdmin
@@ -72,6 +72,7 @@ class KafkaDriver:
         self.address = f"kafka://{servers}"
         self.members: set[KafkaMember] = set()
         self.failure: BrokerError | None = None
+        self._complaint = ""
         self.capabilities = Capabilities(
             backend="kafka",
             shared=True,
@@ -145,7 +146,8 @@ class KafkaDriver:
                 if time.monotonic() > deadline:
                     raise Unavailable(
                         f"no Kafka broker answers at {self.address} within {_CONNECT_S:g} s; is it running,"
-                        f" and are host and port right? The client says: {error.args[0].str()}"
+                        " and are host and port right? The client says:"
+                        f" {self._complaint or error.args[0].str()}"
                     ) from error
 
     async def aclose(self) -> None:
@@ -172,12 +174,28 @@ class KafkaDriver:
 
     async def _store(self, topic: str, rows: Sequence[Row]) -> list[Receipt | BrokerError]:
         await self.check_topic(topic)
-        if self._publisher is None:
-            raise Closed("the broker was closed")
-        answers = await self._publisher.store(topic, rows)
+        answers = await self._publish(topic, rows)
         if not all(isinstance(each, Receipt) for each in answers):
             self._known.pop(topic, None)
+            await self._sift(topic, rows, answers)
         return answers
+
+    async def _publish(self, topic: str, rows: Sequence[Row]) -> list[Receipt | BrokerError]:
+        if self._publisher is None:
+            raise Closed("the broker was closed")
+        return await self._publisher.store(topic, rows)
+
+    async def _sift(self, topic: str, rows: Sequence[Row], answers: list[Receipt | BrokerError]) -> None:
+        """Part the bad records from the good ones that a broker refused with them, in one batch."""
+        refused = [number for number, each in enumerate(answers) if type(each) is InvalidMessage]
+        half = len(refused) // 2
+        for part in filter(None, (refused[:half], refused[half:])):
+            some = [rows[number] for number in part]
+            found = await self._publish(topic, some)
+            if len(part) > 1:
+                await self._sift(topic, some, found)
+            for number, answer in zip(part, found, strict=True):
+                answers[number] = answer
 
     async def check_topic(self, topic: str) -> None:
         """Raise ``NotFound`` unless the topic was seen lately; the client itself would wait for it."""
@@ -218,7 +236,10 @@ class KafkaDriver:
         if isinstance(problem, PermissionDenied | NotFound) or error.fatal():
             self.failure = problem
         else:
-            log.info("kafka: %s", problem)
+            # The client logs it, too, as often as it tries.
+            log.debug("kafka: %s", problem)
+            if error.name() != "_ALL_BROKERS_DOWN":
+                self._complaint = error.str()
 
 
 def _membership(session: float, protocol: str, max_poll: float) -> dict[str, Any]:

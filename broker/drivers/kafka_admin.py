@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import heapq
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import NotFound, Unavailable
 from ..message import Delivery, GroupStats, Lag, TopicInfo
 from .base import Start
+from .kafka_begin import begin
 from .kafka_errors import mapped
 from .kafka_reader import Reader
 from .kafka_records import deliveries, origin, read
@@ -144,13 +145,15 @@ class KafkaAdmin:
         ]
 
     async def describe(self) -> dict[str, str]:
-        from confluent_kafka import libversion, version
+        from importlib.metadata import version
+
+        from confluent_kafka import libversion
 
         found = await self._run(lambda: self._consumer("couturier-admin").list_topics(timeout=_CALL_S))
         return {
             "server": f"Kafka cluster {found.cluster_id}",
             "brokers": ", ".join(sorted(str(each) for each in found.brokers.values())),
-            "client": f"confluent-kafka {version()[0]}, librdkafka {libversion()[0]}",
+            "client": f"confluent-kafka {version('confluent-kafka')}, librdkafka {libversion()[0]}",
         }
 
     async def browse(self, topic: str, group: str) -> AsyncIterator[Delivery]:
@@ -235,61 +238,14 @@ class KafkaAdmin:
             raise Unavailable(f"creating topic {topic!r} took more than {2 * _CALL_S:g} s") from None
 
     def _begin(self, topic: str, group: str, start: Start) -> None:
-        """Commit where a group begins, unless it has committed anything of this topic before.
+        from confluent_kafka import Consumer
 
-        A partition that is added later is read from its beginning by whoever gets it, and so is the storage
-        of retries.
-        """
-        from confluent_kafka import KafkaException, TopicPartition
+        driver, group_id = self._driver, self._driver.group_id(topic, group)
 
-        consumer = self._consumer(self._driver.group_id(topic, group))
-        places = [TopicPartition(topic, number) for number in self._numbers(topic)]
-        if len(self._without_commit(consumer, places)) < len(places):
-            return
-        begins = {}
-        for place in places:
-            low, high = consumer.get_watermark_offsets(place, timeout=_CALL_S)
-            at = high if start == "latest" else low
-            begins[place.partition] = TopicPartition(topic, place.partition, at, Progress(at, at).metadata())
-        try:
-            consumer.commit(offsets=list(begins.values()), asynchronous=False)
-        except KafkaException as error:
-            if error.args[0].name() not in ("UNKNOWN_MEMBER_ID", "ILLEGAL_GENERATION", "STALE_MEMBER_EPOCH"):
-                raise
-            # The group is at work, on another topic or on this one by now, and only its members may commit.
-            self._begin_as_member(self._driver.group_id(topic, group), topic, begins)
+        def member() -> Any:
+            return Consumer(driver.consumer_config(group_id, **driver.membership))
 
-    @staticmethod
-    def _without_commit(consumer: Any, places: list[Any]) -> set[int]:
-        """Return the partitions of which a group has committed nothing."""
-        return {each.partition for each in consumer.committed(places, timeout=_CALL_S) if each.offset < 0}
-
-    def _begin_as_member(self, group_id: str, topic: str, begins: Mapping[int, Any]) -> None:
-        """Join a group for as long as it takes until it has begun; others may be doing the same."""
-        from confluent_kafka import Consumer, TopicPartition
-
-        consumer = Consumer(self._driver.consumer_config(group_id, **self._driver.membership))
-        mine: set[int] = set()
-        consumer.subscribe(
-            [topic],
-            on_assign=lambda _, places: mine.update(each.partition for each in places),
-            on_revoke=lambda _, places: mine.difference_update(each.partition for each in places),
-        )
-        places = [TopicPartition(topic, number) for number in begins]
-        deadline = time.monotonic() + 3 * _CALL_S
-        try:
-            while missing := self._without_commit(consumer, places):
-                if time.monotonic() > deadline:
-                    raise Unavailable(
-                        f"group {group_id!r} did not let another member in within {3 * _CALL_S:g} s"
-                    )
-                consumer.poll(0.1)
-                if mine & missing:
-                    consumer.commit(
-                        offsets=[begins[number] for number in sorted(mine & missing)], asynchronous=False
-                    )
-        finally:
-            consumer.close()
+        begin(self._consumer(group_id), topic, self._numbers(topic), start, member)
 
     def _progress(self, topic: str, group: str, of: str) -> dict[int, tuple[Progress, int, int]]:
         """Return progress, low and high watermark of every partition of the topic ``of``."""

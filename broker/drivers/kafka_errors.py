@@ -27,10 +27,11 @@ _MISSING = {
     "UNKNOWN_TOPIC_OR_PART", "GROUP_ID_NOT_FOUND", "RESOURCE_NOT_FOUND", "_UNKNOWN_TOPIC",
     "_UNKNOWN_PARTITION", "_UNKNOWN_GROUP", "_NOENT",
 }  # fmt: skip
-# "Corrupt message" is how brokers call a record without a key in a compacted topic, among others.
+# "Corrupt message" is how brokers call a record without a key in a compacted topic, among others. A batch is
+# refused for any of its records; the driver then parts the bad ones from the rest.
 _INVALID = {
     "INVALID_MSG", "INVALID_MSG_SIZE", "INVALID_RECORD", "INVALID_TIMESTAMP", "MSG_SIZE_TOO_LARGE",
-    "RECORD_LIST_TOO_LARGE", "_INVALID_ARG",
+    "RECORD_LIST_TOO_LARGE", "_INVALID_DIFFERENT_RECORD", "_INVALID_ARG",
 }  # fmt: skip
 _LATE = {"REQUEST_TIMED_OUT", "_TIMED_OUT", "_MSG_TIMED_OUT", "_TIMED_OUT_QUEUE"}
 # What brokers say that passes by itself: the errors that the protocol calls retriable

@@ -58,9 +58,11 @@ class KafkaMember:
         self._retries = driver.retry_topic(topic, group)
         self._consumer = consumer
         self._loop = asyncio.get_running_loop()
-        self._calls: queue.SimpleQueue[tuple[Callable[[], Any], asyncio.Future[Any]]] = queue.SimpleQueue()
+        self._calls: queue.SimpleQueue[tuple[Callable[[], Any], asyncio.Future[Any] | None]]
+        self._calls = queue.SimpleQueue()
         self.commits = Commits(consumer, self.work, f"{topic}/{group}")
         self._places = Places(consumer, self.work, (topic, self._retries), driver.admin.describe_topics)
+        self._reading_ahead = False
         self._paused: set[Key] = set()
         self._failure: BrokerError | None = None
         # Whoever was silent for so long may have been evicted without knowing it yet.
@@ -81,9 +83,22 @@ class KafkaMember:
     # What the portable layer calls, on the event loop.
 
     async def receive(self, limit: Room, timeout: float) -> list[Delivery]:
-        deadline = time.monotonic() + timeout
-        found: list[Delivery] = await self._ask(lambda: self._take(limit, deadline))
+        found = self._read_ahead(limit)
+        if not found:
+            deadline = time.monotonic() + timeout
+            found = await self._ask(lambda: self._take(limit, deadline))
+        if found and not self._reading_ahead:
+            # While the application works the owner thread fetches what it will ask for next.
+            self._reading_ahead = True
+            self._calls.put((lambda: self._fill(limit.messages), None))
         return found
+
+    def _read_ahead(self, limit: Room) -> list[Delivery]:
+        """Return what was fetched before it was asked for, unless there is something to be told first."""
+        if self._closing or self._failure is not None or self._driver.failure is not None:
+            return []
+        self._last_request = time.monotonic()
+        return deliveries(self.work.hand_over(limit, self._driver.clock.now()), self.topic)
 
     async def settle(
         self, acks: Sequence[Delivery], releases: Sequence[Delivery], retries: Sequence[Redelivery]
@@ -213,6 +228,13 @@ class KafkaMember:
             if found or self._last_request >= deadline or self._closing:
                 return deliveries(found, self.topic)
 
+    def _fill(self, count: int) -> None:
+        """Have as many records at hand as were asked for last."""
+        self._reading_ahead = False
+        self._resume()
+        if self.work.at_hand < count:
+            self._fetch(count - self.work.at_hand, 0.0)
+
     def _fetch(self, count: int, timeout: float) -> None:
         """Poll once, then take what the client has fetched already."""
         first = self._consumer.poll(timeout)
@@ -275,6 +297,8 @@ class KafkaMember:
             self.work.assign((place.topic, place.partition), begin)
             place.offset = begin.position
         consumer.incremental_assign(places)
+        # In the client a pause outlives the assignment in which it was made.
+        consumer.resume(places)
         self._paused -= {(place.topic, place.partition) for place in places}
 
     def _revoked(self, _: Any, places: list[Any]) -> None:
@@ -301,7 +325,8 @@ class KafkaMember:
         with contextlib.suppress(queue.Empty):
             while True:
                 _, answer = self._calls.get_nowait()
-                self._answer(answer, None, Closed(f"the consumer of {self.topic}/{self.group} is closed"))
+                if answer is not None:
+                    self._answer(answer, None, Closed(f"the consumer of {self.topic}/{self.group} is closed"))
 
     @staticmethod
     def _place(key: Key) -> Any:

@@ -124,6 +124,11 @@ class Work:
             self.held.update(found)
             return found
 
+    @property
+    def at_hand(self) -> int:
+        """How many records could be handed over now."""
+        return len(self._back)
+
     def full(self) -> set[Key]:
         """Return the partitions that may take no more, because so much is finished out of order."""
         with self.lock:

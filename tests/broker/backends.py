@@ -38,7 +38,8 @@ _MEANING = {
     "memory": "the memory backend, clocks moved by hand (`tests/broker/test_memory.py`)",
     "sqlite": "the SQLite backend on a real file, clocks moved by hand (`test_sqlite.py`)",
     "kafka": "the Kafka backend on Apache Kafka 4.3 itself, one node (`test_kafka.py`)",
-    "mock": "the Kafka backend on the mock cluster inside librdkafka, where there is no Java"
+    "mock": "the Kafka backend on the mock cluster inside librdkafka, where there is no Java; where"
+    " a member dies a check waits for a session of 45 s there, and runs with `-m campaign`"
     " (`test_mock_kafka.py`)",
     "emulator": "the Pub/Sub backend on Google's emulator (`test_google_pubsub.py`)",
     "fake": "the Pub/Sub backend, over gRPC, on a service inside the test process that knows attempts, leases"

@@ -187,9 +187,9 @@ async def test_a_store_that_hangs_is_an_outage(
     folder: Path, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every transfer has a deadline, which grows with the body; nothing else waits for the threads."""
-    monkeypatch.setattr(claims_module, "_PATIENCE_S", 0.05)
     async with opened(small(FaultyDriver()), folder) as broker:
         await broker.publish(TOPIC, [Message(LARGE), Message(b"x")])
+        monkeypatch.setattr(claims_module, "_PATIENCE_S", 0.05)
         async with broker.subscribe(TOPIC, group=GROUP) as subscription:
             assert [each.message.data for each in await subscription.receive(timeout=5.0)] == [b"x"]
             with pytest.raises(Unavailable, match="TimeoutError"):

@@ -328,3 +328,14 @@ def test_the_content_type_that_pubsub_shows_in_its_examples_is_read() -> None:
     assert decode(example_of_theirs, b"", None, PLACE, PUBSUB).content_type == "application/json"
     both = [("content-type", "image/png"), *example_of_theirs]
     assert decode(both, b"", None, PLACE, PUBSUB).content_type == "image/png"
+
+
+@given(
+    st.lists(st.datetimes(timezones=st.just(UTC)), min_size=1),
+    st.timedeltas(timedelta(0), timedelta(seconds=2)),
+)
+def test_a_time_is_written_as_python_writes_it(times: list[datetime], step: timedelta) -> None:
+    """Whatever second was written before it."""
+    for time in times:
+        for each in (time, time + step if time.year < 9999 else time, time):
+            assert encode(Message(data=b"", time=each), KAFKA)["ce_time"] == each.isoformat()

@@ -56,6 +56,7 @@ class Books:
     """What Pub/Sub does not count: how much was published to each topic, and where each group began."""
 
     def __init__(self) -> None:
+        self.topics: set[str] = set()
         self.published: Counter[str] = Counter()
         self.began: dict[tuple[str, str], int] = {}
 
@@ -84,6 +85,7 @@ class CountingAdmin(PubsubAdmin):
 
     async def ensure(self, topic: str, group: str | None, partitions: int, start: Start) -> None:
         before = 0 if start == "earliest" else self._books.published[topic]
+        self._books.topics.add(topic)
         await super().ensure(topic, group, partitions, start)
         if group is not None:
             self._books.began.setdefault((topic, group), before)
@@ -118,6 +120,10 @@ class CountingHarness(Harness):
         stats = await broker.stats(topic, group)
         published = self.books.published[topic] - self.books.began[topic, group]
         return replace(stats, published=published, settled=published - stats.unsettled)
+
+    async def restart(self) -> None:
+        """Begin with nothing, which is what a restarted emulator has."""
+        self.project = f"proj-{uuid.uuid4().hex[:12]}"
 
     async def crash(self, subscription: Subscription) -> None:
         """Cut the connection, too, as the end of the process would."""

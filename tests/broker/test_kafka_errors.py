@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import html
+import logging
 import re
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka.admin import AdminClient, NewTopic
 from test_kafka import KafkaHarness, driver_member, give_consumer
 
 from broker import (
@@ -164,3 +166,23 @@ async def test_no_error_of_the_client_escapes(
             await subscription.ack(held)
             await subscription.flush()
         assert (await broker.stats(topic, "workers")).unsettled == 0
+
+
+@pytest.mark.kafka
+@pytest.mark.anyio
+@pytest.mark.parametrize(("setting", "value"), [("cleanup.policy", "compact"), ("max.message.bytes", "5000")])
+async def test_what_a_broker_refuses_harms_no_neighbour(kafka_service: Any, setting: str, value: str) -> None:
+    """A broker refuses whole batches: the good records of one are stored all the same, each once."""
+    topic, logger = unique_name("strict"), logging.getLogger("tests.errors")
+    admin = AdminClient({"bootstrap.servers": kafka_service.bootstrap}, logger=logger)
+    admin.create_topics([NewTopic(topic, 1, 1, config={setting: value})])[topic].result(20)
+    messages = [Message(data=b"%d" % number, key=str(number)) for number in range(40)]
+    bad = [Message(data=b"x" * 9000), Message(data=b"y" * 9000)]
+    async with KafkaHarness(kafka_service.bootstrap).connect() as broker:
+        await broker.ensure(topic, group="workers")
+        with pytest.raises(PublishError) as error:
+            await broker.publish(topic, [*messages[:7], bad[0], *messages[7:30], bad[1], *messages[30:]])
+        assert set(error.value.failed) == {each.id for each in bad}
+        assert {type(each) for each in error.value.failed.values()} == {InvalidMessage}
+        stored = [each.message.data async for each in broker.browse(topic, "workers")]
+    assert sorted(stored) == sorted(each.data for each in messages)

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import random
 import time
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from kafka_bench import Books, Ledger, Scene, bodies, eventually, take
 from kafka_remote import KafkaRemote
 from test_kafka import Stalled, driver_member, give_consumer
 
-from broker import Broker, BrokerError, LeaseLost, Subscription
+from broker import Broker, LeaseLost, Subscription
 
 pytestmark = [pytest.mark.anyio, pytest.mark.kafka]
 
@@ -93,37 +94,43 @@ async def test_a_crash_is_taken_over_within_fifteen_seconds(kafka_service: Any) 
 @pytest.mark.parametrize("kill", [False, True], ids=["clean", "kill -9"])
 async def test_a_broker_restart_loses_nothing(scene: Scene, kafka_service: Any, kill: bool) -> None:
     """Publishing and consuming go on when the broker is back; what was confirmed is delivered."""
-    ledger, ups = scene.ledger, []
+    ledger = scene.ledger
     async with scene.open() as broker, scene.working(0.01), scene.working(0.01):
-        publishing = asyncio.create_task(publish_for_ever(ledger, broker, scene.topic, ups))
-        await eventually(lambda: len(ledger.acked) > 200, "work is under way")
-        before = await asyncio.to_thread(kafka_service.server_pid)
-        down = time.monotonic()
-        await asyncio.to_thread(kafka_service.restart, kill)
-        back = time.monotonic()
-        assert await asyncio.to_thread(kafka_service.server_pid) != before or kafka_service.how != "native"
-        stored = len(ledger.stored)
-        await eventually(lambda: len(ledger.stored) > stored + 200, "publishing goes on")
-        publishing.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await publishing
-        assert any(begun < back and ended > down and ended - begun > 0.5 for begun, ended in ups), (
-            "no publish met the outage"
-        )
+        async with publishing(scene, broker) as times:
+            await eventually(lambda: len(ledger.acked) > 200, "work is under way")
+            before = await asyncio.to_thread(kafka_service.server_pid)
+            down = time.monotonic()
+            await asyncio.to_thread(kafka_service.restart, kill)
+            back = time.monotonic()
+            after = await asyncio.to_thread(kafka_service.server_pid)
+            assert after != before or kafka_service.how != "native"
+            stored = len(ledger.stored)
+            await eventually(lambda: len(ledger.stored) > stored + 200, "publishing goes on")
+        met = [end - begin for begin, end in times if begin < back and end > down]
+        assert max(met) > 0.5, "no publish met the outage"
         await eventually(lambda: ledger.stored <= set(ledger.acked), "what was confirmed is handled")
         await scene.finished()
 
 
-async def publish_for_ever(
-    ledger: Ledger, broker: Broker, topic: str, ups: list[tuple[float, float]]
-) -> None:
-    """Publish small batches, noting when each began and ended; a failed one is in doubt and left behind."""
-    while True:
-        begun = time.monotonic()
-        with contextlib.suppress(BrokerError):
-            await asyncio.shield(asyncio.ensure_future(ledger.publish(broker, topic, 20)))
-        ups.append((begun, time.monotonic()))
-        await asyncio.sleep(0.02)
+@contextlib.asynccontextmanager
+async def publishing(scene: Scene, broker: Broker) -> AsyncIterator[list[tuple[float, float]]]:
+    """Publish small batches while the block runs; yield when each began and ended."""
+    times: list[tuple[float, float]] = []
+    stopped = asyncio.Event()
+
+    async def publish() -> None:
+        while not stopped.is_set():
+            begun = time.monotonic()
+            await scene.ledger.publish(broker, scene.topic, 20)
+            times.append((begun, time.monotonic()))
+            await asyncio.sleep(0.02)
+
+    task = asyncio.create_task(publish())
+    try:
+        yield times
+    finally:
+        stopped.set()
+        await task
 
 
 @pytest.mark.parametrize(
@@ -132,24 +139,20 @@ async def publish_for_ever(
 async def test_a_rebalance_storm_loses_nothing(scene: Scene, top: int, rounds: int) -> None:
     """Members come and go, one change every two seconds, while messages flow: 1, 6, 2 members."""
     ledger, worked = scene.ledger, set()
-    ups: list[tuple[float, float]] = []
     async with scene.open(partitions=12) as broker, scene.working(0.05):
-        publishing = asyncio.create_task(publish_for_ever(ledger, broker, scene.topic, ups))
-        for _ in range(rounds):
-            async with contextlib.AsyncExitStack() as crowd:
-                members: list[contextlib.AsyncExitStack] = []
-                for number in range(1, top):
-                    stack = contextlib.AsyncExitStack()
-                    member = await stack.enter_async_context(scene.working(0.05))
-                    members.append(stack)
-                    crowd.push_async_callback(stack.aclose)
-                    await change(member, worked, number)
-                for stack in members[1:]:
-                    await stack.aclose()
-                    await asyncio.sleep(2.0)
-        publishing.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await publishing
+        async with publishing(scene, broker):
+            for _ in range(rounds):
+                async with contextlib.AsyncExitStack() as crowd:
+                    members: list[contextlib.AsyncExitStack] = []
+                    for number in range(1, top):
+                        stack = contextlib.AsyncExitStack()
+                        member = await stack.enter_async_context(scene.working(0.05))
+                        members.append(stack)
+                        crowd.push_async_callback(stack.aclose)
+                        await change(member, worked, number)
+                    for stack in members[1:]:
+                        await stack.aclose()
+                        await asyncio.sleep(2.0)
         await eventually(lambda: ledger.stored <= set(ledger.acked), "all is handled")
         await scene.finished()
     assert len(worked) == top - 1, "a member never got a partition"
@@ -170,13 +173,14 @@ async def test_a_slow_handler_keeps_its_partitions(scene: Scene) -> None:
         members = [driver_member(each).work for each in (one, two)]
         await eventually(lambda: [len(each.partitions) for each in members] == [2, 2], "both have partitions")
         await scene.ledger.publish(broker, scene.topic, 20)
-        held = {each: await each.receive(timeout=20.0) for each in (one, two)}
+        # The storage of retries has partitions too, so one of them may have none with messages.
+        held = {each: await each.receive(timeout=3.0) for each in (one, two)}
         time.sleep(4.0)  # noqa: ASYNC251 - a handler that blocks the event loop
         await asyncio.sleep(1.0)
         for member, deliveries in held.items():
             await scene.ledger.ack(member, deliveries)
         assert scene.ledger.late == 0
-        assert len(scene.ledger.acked) == sum(len(each) for each in held.values())
+        assert len(scene.ledger.acked) == sum(len(each) for each in held.values()) > 0
 
 
 async def test_a_stalled_member_is_evicted_and_its_late_ack_moves_nothing(
@@ -204,7 +208,7 @@ async def test_a_stalled_member_is_evicted_and_its_late_ack_moves_nothing(
                 await other.ack(came)
                 await other.flush()
                 assert scene.books.committed() == {0: 5}
-    assert "max.poll.interval.ms" in caplog.text.replace("Maximum application poll interval", "")
+    assert "_MAX_POLL_EXCEEDED" in caplog.text
 
 
 @pytest.mark.parametrize("verb", ["ack", "nack", "release"])
@@ -240,11 +244,10 @@ async def test_a_frozen_process_is_told_so_at_once_also_when_alone(scene: Scene)
             await eventually(lambda: not members_of(scene), "the broker has evicted it")
             frozen.go_on()
             answer = await asyncio.to_thread(frozen.ask, "settle", verb="ack", bodies=held)
-            assert answer == "settled" or len(answer["lost"]) == 4
-            if answer != "settled":
-                again = await asyncio.to_thread(frozen.ask, "receive", count=4)
-                assert sorted(body for body, _ in again) == sorted(held)
-                assert await asyncio.to_thread(frozen.ask, "settle", verb="ack", bodies=held) == "settled"
+            assert len(answer["lost"]) == 4
+            again = await asyncio.to_thread(frozen.ask, "receive", count=4)
+            assert sorted(body for body, _ in again) == sorted(held)
+            assert await asyncio.to_thread(frozen.ask, "settle", verb="ack", bodies=held) == "settled"
             assert await asyncio.to_thread(frozen.ask, "flush") == "flushed"
             assert scene.books.balanced()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pickle
 import time
 import uuid
 import weakref
@@ -56,3 +57,38 @@ def test_two_deliveries_are_never_equal() -> None:
 def test_unsettled_is_what_is_not_finished() -> None:
     """In flight, delayed and ready messages are unsettled."""
     assert GroupStats(published=10, settled=4, in_flight=1, delayed=2, ready=3).unsettled == 6
+
+
+def test_a_message_is_decoded_when_it_is_first_asked_for() -> None:
+    """The body is there at once; the rest is decoded once, on use: then it is a message like any other."""
+    whole, decoded = Message(data=b"x", key="k", attributes={"a": "1"}, subject="s"), []
+
+    def decode(record: str) -> Message:
+        decoded.append(record)
+        return whole
+
+    uses = [
+        lambda message: message.id == whole.id,
+        lambda message: message == whole,
+        lambda message: repr(message) == repr(whole),
+        lambda message: pickle.loads(pickle.dumps(message)) == whole,
+        lambda message: dataclasses.replace(message, data=b"y").time == whole.time,
+    ]
+    for use in uses:
+        decoded.clear()
+        (message,) = Message.deferred([b"x"], decode, ["record"])
+        assert message.data == b"x"
+        assert decoded == []
+        assert use(message)
+        assert (message.key, message.attributes, message.subject) == ("k", {"a": "1"}, "s")
+        assert decoded == ["record"]
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            message.key = "other"  # type: ignore[misc]
+
+
+def test_a_message_has_no_other_attributes() -> None:
+    """A misspelt name is an error, decoded or not."""
+    (deferred,) = Message.deferred([b"x"], lambda _: Message(data=b"x"), [1])
+    for message in (Message(data=b"x"), deferred):
+        with pytest.raises(AttributeError, match="ident"):
+            message.ident  # type: ignore[attr-defined]  # noqa: B018

@@ -7,6 +7,9 @@ from collections.abc import Callable
 import pytest
 
 from client.schema import ResultRow
+from tests.commands import env, run
+
+__all__ = ["env", "row", "run"]
 
 
 @pytest.fixture

@@ -48,6 +48,15 @@ def test_counts_balance_too(published: int, unsettled: int, dead: int, rows: int
     assert found.notes
 
 
+@given(st.integers(0, 50), st.integers(0, 50), st.integers(0, 50))
+def test_where_nobody_counted_nothing_is_proven(unsettled: int, dead: int, rows: int) -> None:
+    """What can be seen is said; what was published, and so what is lost, is unknown and never 0."""
+    found = balance_counts(None, unsettled, dead, rows)
+    assert (found.published, found.lost, found.missing, found.balanced) == (None, None, None, False)
+    assert (found.stored, found.dead_lettered, found.in_flight) == (rows, dead, unsettled)
+    assert "no count" in found.notes[0]
+
+
 def test_a_sent_message_without_an_answer_may_appear_but_is_not_missed() -> None:
     """It counts once it is seen."""
     silent = balance(Books(unconfirmed=frozenset("ab"), stored=frozenset("a")))

@@ -3,57 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-import couturier
 from client.results import ResultsWriter
 from client.schema import ResultRow
+from tests.commands import Run
 
 COMMAND = [sys.executable, "-m", "couturier"]
-
-
-@pytest.fixture
-def env(tmp_path: Path) -> dict[str, str]:
-    """Nothing configured but the state directory."""
-    ours = ("BROKER_", "SINK_", "COUTURIER_")
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
-    return {**clean, "COUTURIER_HOME": str(tmp_path / "home")}
-
-
-@dataclass(frozen=True)
-class Done:
-    """How a command ended."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-Run = Callable[..., Done]
-
-
-@pytest.fixture
-def run(env: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs a command in this process, which saves a second of imports each time."""
-
-    def run(*arguments: str, **more: str) -> Done:
-        with monkeypatch.context() as patch:
-            patch.setattr(sys, "argv", ["couturier", *arguments])
-            patch.setattr(os, "environ", {**env, **more})
-            with pytest.raises(SystemExit) as end:
-                couturier.main()
-        return Done(int(end.value.code or 0), *capsys.readouterr())
-
-    return run
 
 
 def store_rows_of(ledger: Path, results: Path, row: Callable[..., ResultRow]) -> list[str]:
@@ -172,6 +135,7 @@ def _confirmed(ledger: Path) -> int:
             78,
             "COUTURIER_CREATE='perhaps'",
         ),
+        (("results",), {"SINK_URL": "postgresql://bob:hunter2@h/d"}, 78, "postgresql://***@h/d"),
         (("client", "send", "--images", "1"), {"COUTURIER_CREATE": "false"}, 69, "images"),
         (("results",), {"SINK_URL": "postgresql://h/d"}, 78, "SINK_URL"),
         (("results", "--limit", "-1"), {}, 2, "--limit"),

@@ -8,7 +8,7 @@ with the object.
 Where it follows Google's documents and not the emulator (0.8.20): limits are enforced; a new subscription
 sees what its topic retains only after a seek; a snapshot serves other subscriptions of its topic; a nacked
 message of an ordering key comes back at once with its successors; a stream keeps to its
-``max_outstanding_messages``.
+``max_outstanding_messages``; a pull that its client gives up takes no message.
 """
 
 from __future__ import annotations

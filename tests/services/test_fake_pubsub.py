@@ -52,6 +52,15 @@ def test_a_subscription_sees_what_is_published_after_its_creation(bench: Bench, 
     assert abs(received.message.publish_time.timestamp() - time.time()) < 60
 
 
+def test_a_pull_without_messages_ends_empty_before_its_deadline(bench: Bench, sub: str) -> None:
+    """A second before it, and not with DEADLINE_EXCEEDED."""
+    started = time.monotonic()
+    received = bench.subscriber.pull(subscription=sub, max_messages=1, retry=None, timeout=2.0)
+
+    assert not received.received_messages
+    assert time.monotonic() - started >= 0.9
+
+
 def test_an_acknowledged_message_does_not_return(bench: Bench, topic: str, sub: str) -> None:
     """A second ack of it is no error; another subscription has its own copy."""
     other = bench.sub(topic, "other")

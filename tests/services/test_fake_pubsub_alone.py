@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 from google.api_core.exceptions import (
-    DeadlineExceeded,
     InvalidArgument,
     NotFound,
 )
@@ -105,13 +104,11 @@ def test_time_moves_as_the_test_says(bench: Bench, topic: str, sub: str) -> None
         assert len(waiting.result(5).received_messages) == 1
 
 
-def test_a_pull_without_messages_ends_empty_or_with_its_deadline(bench: Bench, sub: str) -> None:
-    """Empty after ten seconds of the service's time; DEADLINE_EXCEEDED if the client's comes first."""
-    with pytest.raises(DeadlineExceeded):
-        bench.subscriber.pull(subscription=sub, max_messages=1, retry=None, timeout=0.2)
+def test_a_pull_without_messages_ends_empty(bench: Bench, sub: str) -> None:
+    """After ten seconds of the service's time."""
     with ThreadPoolExecutor() as pool:
         waiting = pool.submit(bench.subscriber.pull, subscription=sub, max_messages=1, retry=None)
-        wait_until(lambda: bench.fake and bench.fake.calls["Pull"] == 2)
+        wait_until(lambda: bench.fake and bench.fake.calls["Pull"] == 1)
         bench.sleep(10)
 
         assert not waiting.result(5).received_messages

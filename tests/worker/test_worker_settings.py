@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import structlog
 
+import client.settings
 from broker.drivers.options import public_url
 from worker.log import configure
 from worker.settings import load
@@ -65,6 +66,14 @@ def test_a_value_that_does_not_work_is_named_with_its_variable(
         load()
 
 
+def test_every_value_that_does_not_work_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody corrects them one by one."""
+    for name in ("COUTURIER_BATCH_SIZE", "COUTURIER_CREATE", "LOG_LEVEL"):
+        monkeypatch.setenv(name, "perhaps")
+    with pytest.raises(ValueError, match=r"CREATE='perhaps'.*BATCH_SIZE='perhaps'.*LOG_LEVEL='perhaps'"):
+        load()
+
+
 def test_every_worker_process_has_a_name_of_its_own() -> None:
     """Host and process, as it stands in the rows."""
     assert load().worker_id.endswith(f"-{os.getpid()}")
@@ -74,6 +83,12 @@ def test_a_password_is_never_shown() -> None:
     """URLs are logged; what stands before the @ is not."""
     assert public_url("postgresql://bob:secret@host/db") == "postgresql://***@host/db"
     assert public_url("sqlite:////tmp/queue.db") == "sqlite:////tmp/queue.db"
+    secret = "postgresql://bob:hunter2@host/db"
+    assert "hunter2" not in repr(load(sink_url=secret))
+    assert "hunter2" not in repr(client.settings.load(sink_url=secret))
+    with pytest.raises(ValueError, match=r"postgresql://\*\*\*@host/db") as error:
+        client.settings.load(sink_url=secret).results_path()
+    assert "hunter2" not in str(error.value)
 
 
 @pytest.fixture

@@ -1,0 +1,118 @@
+"""``doctor``: what it finds on every backend, what it advises, and what it never shows."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from tests.commands import Run, env, run
+from tests.services import KafkaService, PubSubService
+
+__all__ = ["env", "run"]
+
+
+def findings(run: Run, *options: str, code: int = 0, **where: str) -> dict[str, dict[str, str]]:
+    """Return what it found, by name."""
+    done = run("doctor", "--json", *options, **where)
+    assert done.returncode == code, done.stdout + done.stderr
+    found: list[dict[str, Any]] = json.loads(done.stdout)
+    return {each["what"]: each for each in found}
+
+
+def test_a_newcomer_needs_nothing(run: Run) -> None:
+    """The embedded queue, a round trip through it, and what is not there yet."""
+    found = findings(run, "--probe")
+    assert {each["state"] for name, each in found.items() if name not in ("training data", "torch")} == {
+        "ok",
+        "missing",
+    }
+    assert found["broker"]["detail"].startswith("sqlite at sqlite:////")
+    assert found["topic"]["next"] == "`couturier topics ensure images --group classifiers`"
+    assert "received and acknowledged" in found["round trip"]["detail"]
+
+
+def test_text_for_people_says_what_to_do_next(run: Run) -> None:
+    """One line for each finding, one for each advice."""
+    shown = run("doctor").stdout
+    assert "missing  topic" in shown
+    assert "next: `couturier topics ensure" in shown
+
+
+@pytest.mark.kafka
+def test_on_kafka_it_knows_partitions_and_login(run: Run, kafka_service: KafkaService) -> None:
+    """More workers than partitions is a warning, since some would get nothing."""
+    topic = f"orders-{uuid4().hex[:8]}"
+    where = {"BROKER_URL": f"kafka://{kafka_service.bootstrap}", "COUTURIER_TOPIC": topic}
+    assert findings(run, **where)["topic"]["state"] == "missing"
+    made = run("topics", "ensure", topic, "--group", "classifiers", "--partitions", "3", **where)
+    assert made.returncode == 0, made.stderr
+    found = findings(run, "--workers", "5", "--probe", **where)
+    assert found["topic"]["state"] == "warning"
+    assert "2 would get nothing" in found["topic"]["detail"]
+    assert "--partitions 5" in found["topic"]["next"]
+    assert "no login" in found["credentials"]["detail"]
+    assert kafka_service.bootstrap in found["broker"]["detail"]
+    assert "1,000,000 bytes" in found["limits"]["detail"]
+    assert found["round trip"]["state"] == "ok"
+    assert findings(run, "--workers", "3", **where)["topic"]["state"] == "ok"
+
+
+@pytest.mark.pubsub
+def test_on_pubsub_it_tells_the_emulator_and_compares_clocks(run: Run, pubsub_service: PubSubService) -> None:
+    """What forgets everything is a warning; the service's clock is compared with ours."""
+    where = {"BROKER_URL": f"pubsub://p-{uuid4().hex[:8]}", "PUBSUB_EMULATOR_HOST": pubsub_service.host}
+    found = findings(run, "--probe", COUTURIER_CREATE="false", code=1, **where)
+    assert found["broker"]["state"] == "warning"
+    assert "emulator" in found["broker"]["detail"]
+    assert found["credentials"]["detail"] == "the emulator asks for none"
+    assert "of the broker's" in found["clock"]["detail"]
+    assert found["topic"]["state"] == "failed"
+    assert "COUTURIER_CREATE=false" in found["topic"]["detail"]
+    run("topics", "ensure", "images", "--group", "classifiers", **where)
+    assert findings(run, COUTURIER_CREATE="false", **where)["topic"]["state"] == "ok"
+
+
+@pytest.mark.parametrize(
+    ("where", "what", "text", "advice"),
+    [
+        (
+            {"BROKER_URL": "pubsub://p", "PUBSUB_EMULATOR_HOST": "127.0.0.1:1"},
+            "broker",
+            "127.0.0.1:1",
+            "ping",
+        ),
+        ({"BROKER_URL": "kafka://127.0.0.1:1"}, "broker", "Connection refused", "KAFKA_BOOTSTRAP_SERVERS"),
+        ({"BROKER_BACKEND": "pubsub"}, "broker", "GOOGLE_CLOUD_PROJECT", "config show"),
+        ({"COUTURIER_BATCH_SIZE": "0", "LOG_LEVEL": "loud"}, "settings", "LOG_LEVEL", "config show"),
+    ],
+    ids=["pubsub", "kafka", "no project", "settings"],
+)
+def test_what_fails_comes_with_its_reason_and_the_next_step(
+    run: Run, where: dict[str, str], what: str, text: str, advice: str
+) -> None:
+    """Exit code 1."""
+    failed = findings(run, code=1, **where)[what]
+    assert failed["state"] == "failed"
+    assert text in failed["detail"]
+    assert advice in failed["next"]
+
+
+def test_refused_credentials_are_told_from_a_broker_that_is_away(run: Run, tmp_path_factory: Any) -> None:
+    """A key file that is none."""
+    file = tmp_path_factory.mktemp("keys") / "key.json"
+    file.write_text("{}")
+    where = {"BROKER_URL": "pubsub://proj-1", "GOOGLE_APPLICATION_CREDENTIALS": str(file)}
+    failed = findings(run, code=1, **where)["credentials"]
+    assert failed["state"] == "failed"
+    assert str(file) in failed["detail"]
+
+
+def test_no_password_is_ever_shown(run: Run) -> None:
+    """Neither in what works nor in what does not."""
+    done = run("doctor", SINK_URL="postgresql://bob:hunter2@host/db", BROKER_URL="kafka://bob:hunter2@host:1")
+    assert done.returncode == 1
+    assert "postgresql://***@host/db" in done.stdout
+    assert "hunter2" not in done.stdout + done.stderr
