@@ -162,11 +162,16 @@ class Processing(Checks):
     async def test_no_more_batches_run_than_allowed(self, bench: Bench) -> None:
         """``Batching.concurrency`` batches run at once when there is work, and never more."""
         now, most = 0, 0
+        together = asyncio.Event()
 
         async def handler(deliveries: Sequence[Delivery]) -> list[Outcome]:
             nonlocal now, most
             now += 1
             most = max(most, now)
+            if now == 3:
+                together.set()
+            async with within(bench.harness.patience, "three batches at once"):
+                await together.wait()
             await asyncio.sleep(0.02)
             now -= 1
             return [Done()] * len(deliveries)

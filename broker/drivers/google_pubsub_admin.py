@@ -133,7 +133,7 @@ class PubsubAdmin:
             NotFound: with the text ``missing``.
         """
         asked = request("GetSubscription", subscription=path)
-        return await self._rpc.call("GetSubscription", asked, f"looking for {path}", missing=missing)
+        return await self._rpc.call("GetSubscription", asked, f"looking for {path}", tries=3, missing=missing)
 
     async def _find(self, method: str, **fields: str) -> Any:
         """Return a resource, or None."""
