@@ -47,8 +47,8 @@ _LIMIT_S = 0.7
 _TILES, _TILES_WRONG = 60, 20
 
 
-def main() -> None:
-    """Run the command line; every expected error is one line and an exit code."""
+def application() -> typer.Typer:
+    """Return the command line with every package's commands."""
     app = typer.Typer(
         help="Classify images that arrive on a message queue, and lose none.",
         no_args_is_help=True,
@@ -60,9 +60,14 @@ def main() -> None:
     for part in (worker.cli, client.cli, classifier.cli, worker.doctor):
         part.register(app)
     client.config_cli.register(app, "worker.settings:WorkerSettings")
+    return app
+
+
+def main() -> None:
+    """Run the command line; every expected error is one line and an exit code."""
     kafka = exits.listen()
     try:
-        app()
+        application()()
     except (Exception, KeyboardInterrupt) as error:
         code = exits.exit_code(error)
         if code is None:

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
+
+import couturier
+
+from .services import kafka_server, pubsub_server
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("docs/*.md"), ROOT / "README.md"])
@@ -55,3 +62,26 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
 def test_no_figure_is_left_blank(page: Path) -> None:
     """What is to be measured has been measured."""
     assert not re.findall(r"@[A-Z]+@", page.read_text())
+
+
+def test_compose_starts_what_the_tests_run_on() -> None:
+    """The same images, reachable from this machine alone."""
+    compose = (ROOT / "docker-compose.yml").read_text()
+    images = re.findall(r"^    image: (\S+)$", compose, re.MULTILINE)
+    assert images == [kafka_server.IMAGE, pubsub_server.IMAGE]
+    ports = re.findall(r"^    ports: \[\"(.+)\"\]$", compose, re.MULTILINE)
+    assert ports == ["127.0.0.1:9092:9092", "127.0.0.1:8085:8085"]
+
+
+def test_every_command_of_the_readme_exists() -> None:
+    """A reader who types one meets neither an unknown command nor an unknown option."""
+    blocks = re.findall(r"^```\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    typed = [each for block in blocks for each in re.findall(r"couturier ([a-z].*)", block)]
+    assert len(typed) > 20
+    for line in typed:
+        words = shlex.split(line, comments=True)
+        command: Any = typer.main.get_command(couturier.application())
+        while hasattr(command, "commands"):
+            command = command.commands[words.pop(0)]
+        known = {option for each in command.params for option in each.opts}
+        assert {word for word in words if word.startswith("--")} <= known, line

@@ -12,6 +12,7 @@ from uuid import uuid4
 import pytest
 
 from tests.commands import Done, Run
+from tests.services import KafkaService
 
 Typed = Callable[..., Done]
 BACKENDS = [
@@ -146,6 +147,18 @@ def test_a_broker_that_does_not_answer_is_one_line_within_seconds(
     assert "hunter2" not in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert code == 78 or "couturier doctor" in done.stderr
+
+
+@pytest.mark.kafka
+def test_a_refused_login_is_one_line(run: Run, kafka_service: KafkaService) -> None:
+    """Told by the broker, within seconds, without the password."""
+    login = {"KAFKA_SASL_MECHANISM": "PLAIN", "KAFKA_SASL_USERNAME": "bob", "KAFKA_SASL_PASSWORD": "hunter2"}
+    where = {"BROKER_URL": f"kafka://{kafka_service.bootstrap}", "KAFKA_SECURITY_PROTOCOL": "SASL_PLAINTEXT"}
+    done = run("broker", "ping", "--timeout", "30", **login, **where)
+    assert done.returncode == 69
+    assert "SASL" in done.stderr
+    assert "hunter2" not in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize(
