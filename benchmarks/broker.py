@@ -85,7 +85,7 @@ def _rounds(
     """Measure every client in turn, round after round; one that failed is not asked again."""
     known = clients(options.backend)
     names = options.peers or list(known)
-    most = options.messages or {"kafka": 100_000, "pubsub": 4_000, "sqlite": 20_000}[options.backend]
+    most = options.messages or {"kafka": 200_000, "pubsub": 4_000, "sqlite": 20_000}[options.backend]
     broken: set[tuple[str, int]] = set()
     for size in options.sizes:
         for number in range(options.rounds):
