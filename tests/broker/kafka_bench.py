@@ -25,7 +25,7 @@ class Ledger:
         stored: bodies whose publish was confirmed.
         doubtful: bodies whose publish failed; they may be stored or not.
         handled: how often a body was received; work is done before it is acked.
-        acked: bodies whose ack was accepted.
+        acked: bodies whose ack was accepted; one that was cancelled on its way is not entered.
         late: acks that were refused with ``LeaseLost``.
     """
 
