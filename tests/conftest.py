@@ -8,15 +8,35 @@ from .services.fixtures import (
     kafka_proxy,
     kafka_service,
     mock_kafka,
+    mortal_kafka,
+    mortal_postgres,
+    mortal_pubsub,
     postgres_service,
     pubsub_service,
     services_run,
 )
 
-__all__ = ["kafka_proxy", "kafka_service", "mock_kafka", "postgres_service", "pubsub_service", "services_run"]
+__all__ = [
+    "kafka_proxy",
+    "kafka_service",
+    "mock_kafka",
+    "mortal_kafka",
+    "mortal_postgres",
+    "mortal_pubsub",
+    "postgres_service",
+    "pubsub_service",
+    "services_run",
+]
 
 
 @pytest.fixture
 def anyio_backend() -> str:
     """The event loop that the packages are written for."""
     return "asyncio"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep modules together in one process, for their fixtures are costly; those of the broker wait instead."""
+    for item in items:
+        if item.path.parent.name not in ("broker", "services"):
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))

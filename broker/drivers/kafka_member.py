@@ -25,6 +25,7 @@ from .kafka_errors import mapped
 from .kafka_places import Places
 from .kafka_records import Record, copied, deliveries, retried
 from .kafka_work import Key, Work
+from .offsets import Partition
 
 if TYPE_CHECKING:
     from .kafka import KafkaDriver
@@ -61,7 +62,7 @@ class KafkaMember:
         self._calls: queue.SimpleQueue[tuple[Callable[[], Any], asyncio.Future[Any] | None]]
         self._calls = queue.SimpleQueue()
         self.commits = Commits(consumer, self.work, f"{topic}/{group}")
-        self._places = Places(consumer, self.work, (topic, self._retries), driver.admin.describe_topics)
+        self._places = Places(consumer, self.work, topic, self._retries, driver.admin.describe_topics)
         self._reading_ahead = False
         self._paused: set[Key] = set()
         self._failure: BrokerError | None = None
@@ -75,7 +76,7 @@ class KafkaMember:
     def start(self) -> None:
         """Join the group."""
         self._consumer.subscribe(
-            [self.topic, self._retries],
+            [self.topic],
             on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost,
         )  # fmt: skip
         self._thread.start()
@@ -292,27 +293,35 @@ class KafkaMember:
             self._paused |= fresh
 
     def _assigned(self, consumer: Any, places: list[Any]) -> None:
-        begins = self._places.begins(places)
-        for place, begin in zip(places, begins, strict=True):
+        if not places:
+            return
+        both = [*places, *self._places.of_retries(places)]
+        for place, begin in zip(both, self._places.begins(both), strict=True):
             self.work.assign((place.topic, place.partition), begin)
             place.offset = begin.position
-        consumer.incremental_assign(places)
+        consumer.incremental_assign(both)
         # In the client a pause outlives the assignment in which it was made.
-        consumer.resume(places)
-        self._paused -= {(place.topic, place.partition) for place in places}
+        consumer.resume(both)
+        self._paused -= {(place.topic, place.partition) for place in both}
 
-    def _revoked(self, _: Any, places: list[Any]) -> None:
+    def _revoked(self, consumer: Any, places: list[Any]) -> None:
         """Commit what is finished before another member gets the partitions."""
-        keys = {(place.topic, place.partition) for place in places}
-        self.commits.last(self.work.unassign(keys))
-        self._paused -= keys
+        both = [*places, *self._places.let_go(places)]
+        self.commits.last(self._forget(both))
+        consumer.incremental_unassign(both)
 
-    def _lost(self, _: Any, places: list[Any]) -> None:
+    def _lost(self, consumer: Any, places: list[Any]) -> None:
         """Drop partitions that belong to another member already."""
-        keys = {(place.topic, place.partition) for place in places}
-        self.work.unassign(keys)
-        self._paused -= keys
+        both = [*places, *self._places.let_go(places)]
+        self._forget(both)
+        consumer.incremental_unassign(both)
         log.warning("%d partition(s) of %s/%s were taken over by others", len(places), self.topic, self.group)
+
+    def _forget(self, places: list[Any]) -> dict[Key, Partition]:
+        """End the epochs of partitions; return what had come of them."""
+        keys = {(place.topic, place.partition) for place in places}
+        self._paused -= keys
+        return self.work.unassign(keys)
 
     def _end(self) -> None:
         with contextlib.suppress(Exception):

@@ -33,21 +33,65 @@ class Places:
     Args:
         consumer: of the group.
         work: what is assigned.
-        topics: what it is subscribed to.
+        topic: what it is subscribed to.
+        retries: the storage of the group's retries.
         look: asks for the descriptions of topics, without waiting.
         patience: seconds that a broker may take to come back before an assignment fails.
     """
 
     def __init__(
-        self, consumer: Any, work: Work, topics: Sequence[str], look: Look, patience: float = 3 * _CALL_S
+        self,
+        consumer: Any,
+        work: Work,
+        topic: str,
+        retries: str,
+        look: Look,
+        patience: float = 3 * _CALL_S,
     ) -> None:
         self._consumer = consumer
         self._work = work
-        self._topics = topics
+        self._topics = (topic, retries)
+        self._with: dict[int, list[Any]] = {}
         self._look = look
         self._patience = patience
         self._asked: dict[str, Future[Any]] = {}
         self._next_look = 0.0
+
+    def of_retries(self, places: Sequence[Any]) -> list[Any]:
+        """Return the partitions of the retries that go with partitions of the topic.
+
+        The group shares out the topic alone and the retries follow by number. A group that is subscribed to
+        both shares them out as one pool: of two members one may get the topic, and the other its retries
+        (measured with cooperative-sticky, [0, 12] of 12 partitions).
+
+        Raises:
+            KafkaException: the broker does not say how many there are.
+        """
+        from confluent_kafka import TopicPartition
+
+        _, retries = self._topics
+        count, stored = self._patiently(self._counts)
+        for place in places:
+            numbers = range(place.partition, stored, count)
+            self._with[place.partition] = [TopicPartition(retries, number) for number in numbers]
+        return [each for place in places for each in self._with[place.partition]]
+
+    def _counts(self) -> tuple[int, int]:
+        """Return how many partitions topic and retries have. A broker may not know of a new topic yet."""
+        from confluent_kafka import KafkaError, KafkaException
+
+        known = self._consumer.list_topics(timeout=_CALL_S).topics
+        for name in self._topics:
+            if name not in known or not known[name].partitions:
+                raise KafkaException(
+                    KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART, f"no metadata of topic {name!r}")
+                )
+        topic, retries = self._topics
+        return len(known[topic].partitions), len(known[retries].partitions)
+
+    def let_go(self, places: Sequence[Any]) -> list[Any]:
+        """Return, and forget, the partitions of the retries that went with partitions of the topic."""
+        return [each for place in places for each in self._with.pop(place.partition, ())]
 
     def begins(self, places: list[Any]) -> list[Progress]:
         """Return what was committed; a partition that is new to the group is read from its beginning.

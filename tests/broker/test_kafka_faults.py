@@ -92,18 +92,19 @@ async def test_a_crash_is_taken_over_within_fifteen_seconds(kafka_service: Any) 
 
 
 @pytest.mark.parametrize("kill", [False, True], ids=["clean", "kill -9"])
-async def test_a_broker_restart_loses_nothing(scene: Scene, kafka_service: Any, kill: bool) -> None:
+async def test_a_broker_restart_loses_nothing(mortal_kafka: Any, kill: bool) -> None:
     """Publishing and consuming go on when the broker is back; what was confirmed is delivered."""
+    scene = Scene(mortal_kafka.bootstrap)
     ledger = scene.ledger
     async with scene.open() as broker, scene.working(0.01), scene.working(0.01):
         async with publishing(scene, broker) as times:
             await eventually(lambda: len(ledger.acked) > 200, "work is under way")
-            before = await asyncio.to_thread(kafka_service.server_pid)
+            before = await asyncio.to_thread(mortal_kafka.server_pid)
             down = time.monotonic()
-            await asyncio.to_thread(kafka_service.restart, kill)
+            await asyncio.to_thread(mortal_kafka.restart, kill)
             back = time.monotonic()
-            after = await asyncio.to_thread(kafka_service.server_pid)
-            assert after != before or kafka_service.how != "native"
+            after = await asyncio.to_thread(mortal_kafka.server_pid)
+            assert after != before or mortal_kafka.how != "native"
             stored = len(ledger.stored)
             await eventually(lambda: len(ledger.stored) > stored + 200, "publishing goes on")
         met = [end - begin for begin, end in times if begin < back and end > down]

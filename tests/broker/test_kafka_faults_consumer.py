@@ -57,7 +57,7 @@ async def test_what_is_finished_is_committed_on_the_way(scene: Scene) -> None:
         ledger.handled.update(bodies(done))
         await first.ack(done)
         work = driver_member(first).work
-        # Four members share eight partitions, four of them of the storage of retries.
+        # Four members share four partitions; with each goes one of the storage of retries.
         async with scene.working(), scene.working(), scene.working():
             await eventually(lambda: len(work.partitions) == 2, "partitions have moved")
             rest = [each for each in still_open if work.holds(each.receipt)]

@@ -12,7 +12,8 @@ climbs one ladder:
 Who does what: ``fixtures`` are what tests ask for; ``service`` is the handle they get; ``keeper`` is a
 process per service that owns server and proxy, and ends both when pytest ends in any way, SIGKILL included;
 ``engines`` and ``containers`` run servers; ``kafka_server``, ``pubsub_server`` and ``postgres_server`` say
-which. Under pytest-xdist an outage or a proxy rule for a prefix is seen by all workers.
+which. Under pytest-xdist an outage or a proxy rule for a prefix is seen by all workers: a test that takes a
+service down asks for ``mortal_kafka``, ``mortal_pubsub`` or ``mortal_postgres``, which is then another one.
 """
 
 from .errors import NotInstalledError, ServiceError

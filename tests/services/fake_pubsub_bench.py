@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import queue
 import threading
 import time
@@ -22,7 +21,7 @@ from .fake_pubsub import FakePubSub
 
 PROJECT = "projects/proj-test"
 LIMIT_S = 10.0
-BOTH = ["fake", "emulator"]
+BOTH = ["fake", pytest.param("emulator", marks=pytest.mark.pubsub)]
 
 
 class Bench:
@@ -171,17 +170,14 @@ class OpenStream:
 
 
 @contextmanager
-def connect(service: str) -> Iterator[Bench]:
-    """Yield a bench of one of ``BOTH``; skip the emulator where the environment does not name it."""
-    if service == "fake":
+def connect(request: pytest.FixtureRequest) -> Iterator[Bench]:
+    """Yield a bench of the one of ``BOTH`` that a fixture's parameter names."""
+    if request.param == "fake":
         with FakePubSub() as fake, Bench(fake.host, fake) as bench:
             yield bench
-        return
-    host = os.environ.get("TEST_PUBSUB_EMULATOR_HOST")
-    if not host:
-        pytest.skip("TEST_PUBSUB_EMULATOR_HOST is not set")
-    with Bench(host) as bench:
-        yield bench
+    else:
+        with Bench(request.getfixturevalue("pubsub_service").host) as bench:
+            yield bench
 
 
 def wait_until(holds: Callable[[], object], limit_s: float = LIMIT_S) -> None:

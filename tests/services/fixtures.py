@@ -27,6 +27,16 @@ def serve(kind: type[S], run: Run) -> Iterator[S]:
     service.stop()
 
 
+def serve_alone(kind: type[S], service: S, run: Run) -> Iterator[S]:
+    """Yield a service that may be taken down: the run's, or another one where several processes use that."""
+    if not run.shared or not service.can_restart:
+        yield service
+        return
+    own = Run.alone()
+    yield from serve(kind, own)
+    own.remove()
+
+
 @pytest.fixture(scope="session")
 def services_run(request: pytest.FixtureRequest) -> Iterator[Run]:
     """The run that this process belongs to."""
@@ -59,6 +69,24 @@ def pubsub_service(services_run: Run) -> Iterator[PubSubService]:
 def postgres_service(services_run: Run) -> Iterator[PostgresService]:
     """PostgreSQL."""
     yield from serve(PostgresService, services_run)
+
+
+@pytest.fixture(scope="module")
+def mortal_kafka(kafka_service: KafkaService, services_run: Run) -> Iterator[KafkaService]:
+    """A Kafka that a test may restart."""
+    yield from serve_alone(KafkaService, kafka_service, services_run)
+
+
+@pytest.fixture(scope="module")
+def mortal_pubsub(pubsub_service: PubSubService, services_run: Run) -> Iterator[PubSubService]:
+    """An emulator that a test may restart."""
+    yield from serve_alone(PubSubService, pubsub_service, services_run)
+
+
+@pytest.fixture(scope="module")
+def mortal_postgres(postgres_service: PostgresService, services_run: Run) -> Iterator[PostgresService]:
+    """A PostgreSQL that a test may restart."""
+    yield from serve_alone(PostgresService, postgres_service, services_run)
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,4 @@
-"""The fake Pub/Sub service does what Google's emulator does: each test runs on both.
-
-``TEST_PUBSUB_EMULATOR_HOST`` names the emulator (``gcloud beta emulators pubsub start``); without it the fake
-alone is tested.
-"""
+"""The fake Pub/Sub service does what Google's emulator does: each test runs on both."""
 
 from __future__ import annotations
 
@@ -25,7 +21,7 @@ from .fake_pubsub_bench import BOTH, PROJECT, Bench, OpenStream, connect, wait_u
 
 @pytest.fixture(params=BOTH)
 def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
-    with connect(request.param) as bench:
+    with connect(request) as bench:
         yield bench
 
 

@@ -19,7 +19,7 @@ from .fake_pubsub_bench import BOTH, PROJECT, Bench, connect
 
 @pytest.fixture(params=BOTH)
 def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
-    with connect(request.param) as bench:
+    with connect(request) as bench:
         yield bench
 
 

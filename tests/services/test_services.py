@@ -58,13 +58,23 @@ def answers(admin: AdminClient) -> bool:
         return False
 
 
-@pytest.fixture
-def topic(kafka_service: KafkaService) -> Iterator[str]:
+def new_topic(bootstrap: str) -> Iterator[str]:
+    """Yield the name of a topic with two partitions, and delete it afterwards."""
     name = f"t-{uuid.uuid4().hex[:12]}"
-    admin = AdminClient(config(kafka_service.bootstrap, "admin"), **quiet)
+    admin = AdminClient(config(bootstrap, "admin"), **quiet)
     admin.create_topics([NewTopic(name, 2, 1)])[name].result(PATIENCE_S)
     yield name
     admin.delete_topics([name])[name].result(PATIENCE_S)
+
+
+@pytest.fixture
+def topic(kafka_service: KafkaService) -> Iterator[str]:
+    yield from new_topic(kafka_service.bootstrap)
+
+
+@pytest.fixture
+def mortal_topic(mortal_kafka: KafkaService) -> Iterator[str]:
+    yield from new_topic(mortal_kafka.bootstrap)
 
 
 @pytest.mark.kafka
@@ -135,24 +145,24 @@ def test_a_held_producer_goes_on_where_it_stopped(
 @pytest.mark.kafka
 @pytest.mark.parametrize("kill", [False, True], ids=["stopped", "killed"])
 def test_a_restarted_kafka_keeps_its_records_and_addresses(
-    kafka_service: KafkaService, topic: str, kill: bool
+    mortal_kafka: KafkaService, mortal_topic: str, kill: bool
 ) -> None:
     """Clean or with SIGKILL: what was acknowledged is there again, on both listeners."""
-    publish(kafka_service.bootstrap, topic, b"kept")
+    publish(mortal_kafka.bootstrap, mortal_topic, b"kept")
 
-    kafka_service.restart(kill=kill)
+    mortal_kafka.restart(kill=kill)
 
-    publish(kafka_service.proxied_bootstrap, topic, b"later")
-    assert read(kafka_service.bootstrap, topic, 2) == [b"kept", b"later"]
+    publish(mortal_kafka.proxied_bootstrap, mortal_topic, b"later")
+    assert read(mortal_kafka.bootstrap, mortal_topic, 2) == [b"kept", b"later"]
 
 
 @pytest.mark.kafka
-def test_kafka_is_away_for_the_length_of_an_outage(kafka_service: KafkaService) -> None:
+def test_kafka_is_away_for_the_length_of_an_outage(mortal_kafka: KafkaService) -> None:
     """Nobody answers inside the block, and somebody does after it."""
-    admin = AdminClient(config(kafka_service.bootstrap, "outage"), **quiet)
+    admin = AdminClient(config(mortal_kafka.bootstrap, "outage"), **quiet)
     assert answers(admin)
 
-    with kafka_service.outage(kill=True):
+    with mortal_kafka.outage(kill=True):
         assert not answers(admin)
 
     assert any(answers(admin) for _ in range(10))
@@ -186,10 +196,10 @@ def test_a_failing_tool_says_why(kafka_service: KafkaService) -> None:
 
 @pytest.mark.pubsub
 def test_the_emulator_serves_and_is_empty_after_a_restart(
-    pubsub_service: PubSubService, monkeypatch: pytest.MonkeyPatch
+    mortal_pubsub: PubSubService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Publish and pull; after a restart the same address serves and knows nothing."""
-    monkeypatch.setenv("PUBSUB_EMULATOR_HOST", pubsub_service.host)
+    monkeypatch.setenv("PUBSUB_EMULATOR_HOST", mortal_pubsub.host)
     publisher, subscriber = pubsub_v1.PublisherClient(), pubsub_v1.SubscriberClient()
     topic = publisher.topic_path("tests", f"t-{uuid.uuid4().hex}")
     subscription = subscriber.subscription_path("tests", f"s-{uuid.uuid4().hex}")
@@ -201,21 +211,21 @@ def test_the_emulator_serves_and_is_empty_after_a_restart(
 
         pulled = subscriber.pull(subscription=subscription, max_messages=1, timeout=PATIENCE_S)
         assert [each.message.data for each in pulled.received_messages] == [b"hello"]
-        pubsub_service.restart()
+        mortal_pubsub.restart()
         again = publisher.list_topics(project="projects/tests", timeout=PATIENCE_S)
         assert topic not in [each.name for each in again]
         publisher.stop()
 
 
-def test_postgres_serves_and_keeps_its_rows_when_killed(postgres_service: PostgresService) -> None:
+def test_postgres_serves_and_keeps_its_rows_when_killed(mortal_postgres: PostgresService) -> None:
     """SELECT 1; what was committed survives SIGKILL."""
-    url = postgres_service.new_database()
-    assert postgres_service.sql("SELECT 1", url) == "1"
-    postgres_service.sql("CREATE TABLE kept AS SELECT 7 AS number", url)
+    url = mortal_postgres.new_database()
+    assert mortal_postgres.sql("SELECT 1", url) == "1"
+    mortal_postgres.sql("CREATE TABLE kept AS SELECT 7 AS number", url)
 
-    postgres_service.restart(kill=True)
+    mortal_postgres.restart(kill=True)
 
-    assert postgres_service.sql("SELECT number FROM kept", url) == "7"
+    assert mortal_postgres.sql("SELECT number FROM kept", url) == "7"
 
 
 def test_a_new_database_is_empty_and_of_its_own(postgres_service: PostgresService) -> None:
