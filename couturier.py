@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 try:
     import typer
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from worker.crew import Crew
 
 Images = Mapping[str | None, bytes]
-
 _STALLED_S = 120.0
 _LOOK_S = 0.1
 _STILL_S = 2.0
@@ -99,11 +98,13 @@ def demo(
     ] = 0.01,
     workers: Annotated[int, typer.Option(min=1, max=64, help="Worker processes.")] = 2,
     backend: Annotated[
-        str | None, typer.Option(help="sqlite, kafka or pubsub, where its own variables say.")
+        Literal["sqlite", "kafka", "pubsub"] | None, typer.Option(help="Where its own variables say.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Which images, in which order.")] = 0,
     model: Annotated[Path | None, typer.Option(envvar="COUTURIER_MODEL", help="A model bundle.")] = None,
-    picture: Annotated[Path | None, typer.Option(help="Where the contact sheet goes.")] = None,
+    picture: Annotated[
+        Path | None, typer.Option(callback=client.cli.check_picture, help="Where the contact sheet goes.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
 ) -> None:
     """Classify real garments, end to end.

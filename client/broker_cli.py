@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from itertools import islice
@@ -16,7 +17,24 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
-Topic = Annotated[str, typer.Argument(metavar="TOPIC")]
+
+
+def check_flag(name: str | None) -> str | None:
+    """Return the name of a topic or group that was typed; wrong use when none can have it."""
+    from broker.drivers.options import check_name
+
+    try:
+        return None if name is None else check_name(name)
+    except ValueError as error:
+        raise typer.BadParameter(f"{name!r}: {error}") from None
+
+
+def check_flags(names: list[str] | None) -> list[str] | None:
+    """Return names of groups that were typed, as ``check_flag`` does."""
+    return names and [check_flag(each) or each for each in names]
+
+
+Topic = Annotated[str, typer.Argument(metavar="TOPIC", callback=check_flag)]
 
 # Published, or received and settled, in one go.
 _BATCH = 100
@@ -35,7 +53,7 @@ def register(app: typer.Typer) -> None:
 def publish(
     topic: Topic,
     data: Annotated[
-        str | None, typer.Argument(metavar="[DATA]", help="The body; else standard input.")
+        str | None, typer.Argument(metavar="DATA", help="The body, '' an empty one; else standard input.")
     ] = None,
     files: Annotated[
         list[Path] | None,
@@ -94,7 +112,9 @@ def publish(
 
 def consume(
     topic: Topic,
-    group: Annotated[str, typer.Option(help="Whose messages; acked ones are gone for this group.")],
+    group: Annotated[
+        str, typer.Option(callback=check_flag, help="Whose messages; acked ones are gone for this group.")
+    ],
     most: Annotated[int | None, typer.Option("--max", min=1, help="At most so many.")] = None,
     timeout: Annotated[float, typer.Option(min=0, help="End when nothing came for so long, seconds.")] = 10.0,
     peek: Annotated[bool, typer.Option("--peek", help="Only look: settle nothing, hide nothing.")] = False,
@@ -209,10 +229,17 @@ def _bodies(
     elif lines:
         sources = ((line, plain) for line in sys.stdin.buffer)
     else:
-        sources = [(sys.stdin.buffer.read(), unknown)]
+        body = sys.stdin.buffer.read()
+        if not body:
+            raise typer.BadParameter("standard input is empty; give '' as DATA for an empty body")
+        sources = [(body, unknown)]
     for body, kind in sources:
-        for part in body.splitlines() if lines else [body]:
-            yield part, content_type or kind
+        for part in io.BytesIO(body) if lines else [body]:  # ends lines at \n only; splitlines at \r, too
+            yield _without_line_end(part) if lines else part, content_type or kind
+
+
+def _without_line_end(line: bytes) -> bytes:
+    return line.removesuffix(b"\n").removesuffix(b"\r") if line.endswith(b"\n") else line
 
 
 def _attributes(pairs: list[str]) -> dict[str, str]:

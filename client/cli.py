@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from . import broker_cli, dlq_cli, topics_cli
+from .broker_cli import check_flag
 
 if TYPE_CHECKING:
     import asyncio
@@ -25,8 +26,12 @@ _TABLE_ROWS = 20
 INTERRUPTED = 130
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
-Topic = Annotated[str | None, typer.Option(help="Topic of the images [COUTURIER_TOPIC, images].")]
-Group = Annotated[str | None, typer.Option(help="Group of the workers [COUTURIER_GROUP, classifiers].")]
+Topic = Annotated[
+    str | None, typer.Option(callback=check_flag, help="Topic of the images [COUTURIER_TOPIC, images].")
+]
+Group = Annotated[
+    str | None, typer.Option(callback=check_flag, help="Group of the workers [COUTURIER_GROUP, classifiers].")
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -40,6 +45,16 @@ def register(app: typer.Typer) -> None:
         part.register(app)
 
 
+def check_picture(path: Path | None) -> Path | None:
+    """Refuse, before the work and not after it, a file that cannot be drawn."""
+    if path is not None:
+        from .contact_sheet import can_write
+
+        if not can_write(path):
+            raise typer.BadParameter(f"{path}: name a file that can be made, such as sheet.png or sheet.jpg")
+    return path
+
+
 @dataclass(frozen=True, slots=True)
 class _Load:
     """What a send publishes; ``total`` is None where it has no end."""
@@ -51,7 +66,7 @@ class _Load:
 
 def send(
     paths: Annotated[
-        list[Path] | None, typer.Argument(metavar="PATH...", help="Images, folders, zips of your own.")
+        list[Path] | None, typer.Argument(metavar="PATH", help="Images, folders, zips of your own.")
     ] = None,
     images: Annotated[
         int | None, typer.Option(help=f"How many validation images, to 10,000 [{_DEFAULT_IMAGES:,}].")

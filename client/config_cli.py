@@ -51,8 +51,8 @@ def register(app: typer.Typer, *settings: str) -> None:
 
     Args:
         app: the command line.
-        settings: further places of settings, as ``module:class``. A module with a function ``load`` checks
-            its own variables.
+        settings: further places of settings, as ``module:class``. A module with a function ``check`` or
+            ``load`` checks its own variables.
     """
     places = [*SETTINGS, *settings]
     commands = typer.Typer(help="See the configuration, secrets hidden.", no_args_is_help=True)
@@ -167,13 +167,18 @@ def _outcome(places: list[str]) -> tuple[str | None, str | None]:
     except (ValueError, ImportError) as error:
         problems.append(str(error))
     for module in dict.fromkeys(place.partition(":")[0] for place in places):
-        load = getattr(importlib.import_module(module), "load", None)
+        package = importlib.import_module(module)
+        check = getattr(package, "check", None) or getattr(package, "load", None)
         try:
-            if load is not None:
-                load()
+            if check is not None:
+                check()
         except ValueError as error:
             problems.append(str(error))
-    return url, "; ".join(dict.fromkeys(problems)) or None
+    # Packages that read the same variable have the same complaint.
+    told = [
+        one for one in dict.fromkeys(problems) if not any(one != each and one in each for each in problems)
+    ]
+    return url, "; ".join(told) or None
 
 
 def _look_up(name: str, environment: Mapping[str, str], case_sensitive: bool) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,17 @@ class Tile:
     predicted: str
     truth: str
     confidence: float
+
+
+def can_write(path: Path) -> bool:
+    """Say whether the name ends as a format that can be written; its directory is made."""
+    if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE or path.is_dir():
+        return False
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(path.parent, os.W_OK)
 
 
 def draw_contact_sheet(tiles: Sequence[Tile], title: str, path: Path) -> None:

@@ -8,11 +8,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .broker_cli import check_flag
+
 if TYPE_CHECKING:
     from .dlq import Letter
 
-Topic = Annotated[str, typer.Option(envvar="COUTURIER_TOPIC", help="The topic that workers read.")]
-Group = Annotated[str, typer.Option(envvar="COUTURIER_GROUP", help="The group of the workers.")]
+Topic = Annotated[
+    str, typer.Option(envvar="COUTURIER_TOPIC", callback=check_flag, help="The topic that workers read.")
+]
+Group = Annotated[
+    str, typer.Option(envvar="COUTURIER_GROUP", callback=check_flag, help="The group of the workers.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 Reason = Annotated[str | None, typer.Option(help="Only letters with this reason.")]
 

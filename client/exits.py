@@ -20,6 +20,7 @@ _EXIT_CODES = {
 }
 # The Kafka client logs every try to connect, ten a second: once is enough for so long.
 _REPEATS_S = 30.0
+_ENSURE = re.compile(r"broker\.ensure\('([^']+)'(?:, group='([^']+)')?\)")
 _FRAME = re.compile(r"^\S+ \[[^]]*\] \[thrd:[^]]*\]: | \(after \d+ms in state \w+[^)]*\)$")
 
 
@@ -72,10 +73,13 @@ def last_words(error: BaseException, kafka: str = "") -> str:
     text, kind = str(error), type(error).__name__
     if kind == "NotFound":
         # The library advises a call; who types commands needs a command.
-        return (
-            f"{text.partition(';')[0]}; `couturier topics ensure` creates it, as do `couturier worker` and"
-            " `couturier client send`, unless COUTURIER_CREATE=false"
-        )
+        call = _ENSURE.search(text)
+        names = "" if call is None else f" {call[1]} --group {call[2] or 'GROUP'}"
+        return f"{text.partition(';')[0]}; `couturier topics ensure{names}` creates it"
+    if kind == "ValueError" and "KafkaError{" in text:
+        from broker.drivers.options import client_refusal
+
+        return client_refusal(text)
     if kind in ("Unavailable", "PermissionDenied"):
         said = f" ({kafka})" if kafka and kafka not in text else ""
         return f"{text}{said}; `couturier doctor` looks closer"

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from broker import settings
+from broker.drivers.options import check_name
 from broker.settings import broker_url, home
 
 from .results import default_url, sqlite_path
+
+Name = Annotated[str, AfterValidator(check_name)]
 
 
 class ClientSettings(BaseSettings):
@@ -20,8 +23,8 @@ class ClientSettings(BaseSettings):
 
     model_config = SettingsConfigDict(extra="ignore", populate_by_name=True, env_ignore_empty=True)
 
-    topic: str = Field(default="images", validation_alias="COUTURIER_TOPIC", description="where images go")
-    group: str = Field(
+    topic: Name = Field(default="images", validation_alias="COUTURIER_TOPIC", description="where images go")
+    group: Name = Field(
         default="classifiers", validation_alias="COUTURIER_GROUP", description="the workers' group"
     )
     create: bool = Field(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from .broker_cli import Json, Topic, print_json, with_broker
+from .broker_cli import Json, Topic, check_flag, check_flags, print_json, with_broker
 
 if TYPE_CHECKING:
     from broker import Broker
@@ -24,7 +24,9 @@ def register(app: typer.Typer) -> None:
 
 def ensure(
     topic: Topic,
-    groups: Annotated[list[str] | None, typer.Option("--group", help="Also this group; may repeat.")] = None,
+    groups: Annotated[
+        list[str] | None, typer.Option("--group", callback=check_flags, help="Also this group; may repeat.")
+    ] = None,
     partitions: Annotated[int, typer.Option(min=1, help="Of a new topic, where there are any.")] = 12,
     start: Annotated[
         Literal["earliest", "latest"], typer.Option(help="Where new groups begin.")
@@ -72,8 +74,12 @@ def list_topics(as_json: Json = False) -> None:
 
 
 def lag(
-    topic: Annotated[str | None, typer.Argument(metavar="[TOPIC]", help="[COUTURIER_TOPIC, images]")] = None,
-    group: Annotated[str | None, typer.Option(help="Only this group; else all of the topic.")] = None,
+    topic: Annotated[
+        str | None, typer.Argument(metavar="TOPIC", callback=check_flag, help="[COUTURIER_TOPIC, images]")
+    ] = None,
+    group: Annotated[
+        str | None, typer.Option(callback=check_flag, help="Only this group; else all of the topic.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Show what groups have before them.
@@ -117,7 +123,9 @@ async def _groups(broker: Broker, topic: str) -> list[str]:
     for each in await broker.topics():
         if each.name == topic:
             return list(each.groups)
-    raise NotFound(f"topic {topic!r} does not exist at {broker.address}")
+    raise NotFound(
+        f"topic {topic!r} does not exist at {broker.address}; create it with `await broker.ensure({topic!r})`"
+    )
 
 
 def _print_columns(names: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -17,20 +17,33 @@ def register(app: typer.Typer) -> None:
     app.command("worker")(worker)
 
 
+def _check_name(name: str | None) -> str | None:
+    from broker.drivers.options import check_name
+
+    try:
+        return None if name is None else check_name(name)
+    except ValueError as error:
+        raise typer.BadParameter(f"{name!r}: {error}") from None
+
+
 def worker(
-    topic: Annotated[str | None, typer.Option(help="Where images come from [COUTURIER_TOPIC].")] = None,
-    group: Annotated[str | None, typer.Option(help="Who shares the work [COUTURIER_GROUP].")] = None,
+    topic: Annotated[
+        str | None, typer.Option(callback=_check_name, help="Where images come from [COUTURIER_TOPIC].")
+    ] = None,
+    group: Annotated[
+        str | None, typer.Option(callback=_check_name, help="Who shares the work [COUTURIER_GROUP].")
+    ] = None,
     sink: Annotated[str | None, typer.Option(help="Where results go [SINK_URL].")] = None,
     model: Annotated[Path | None, typer.Option(help="A bundle's directory [COUTURIER_MODEL].")] = None,
     engine: Annotated[
-        str | None, typer.Option(help="onnx, onnx-int8 or torch [COUTURIER_ENGINE, onnx].")
+        Literal["onnx", "onnx-int8", "torch"] | None, typer.Option(help="[COUTURIER_ENGINE, onnx].")
     ] = None,
     batch_size: Annotated[
-        int | None, typer.Option(help="Most images at once [COUTURIER_BATCH_SIZE, 128].")
+        int | None, typer.Option(min=1, max=4096, help="Most images at once [COUTURIER_BATCH_SIZE, 128].")
     ] = None,
     drain_timeout: Annotated[
         float | None,
-        typer.Option(help="Seconds to finish after SIGTERM [COUTURIER_DRAIN_TIMEOUT, 25]."),
+        typer.Option(min=0, help="Seconds to finish after SIGTERM [COUTURIER_DRAIN_TIMEOUT, 25]."),
     ] = None,
     ready_file: Annotated[Path | None, typer.Option(help="Create this file when receiving.")] = None,
     until_stdin_closes: Annotated[

@@ -10,7 +10,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from broker import Broker, BrokerError, Delivery, Message, PermissionDenied, TopicInfo, connect
-from broker.drivers.options import public_url
+from broker.drivers.options import client_refusal, public_url
 from broker.settings import PubsubSettings, claim_check, kafka_client_config, read
 
 if TYPE_CHECKING:
@@ -37,7 +37,8 @@ class Finding:
 
     Attributes:
         what: its name.
-        state: ``ok``; ``warning``, it works and yet; ``missing``, something optional; or ``failed``.
+        state: ``ok``; ``warning``, it works and yet; ``missing``, something optional; ``skipped``, not looked
+            at; or ``failed``.
         detail: what was found.
         next: what to do, where there is something.
     """
@@ -61,21 +62,27 @@ async def examine_broker(settings: WorkerSettings, workers: int, probe: bool) ->
     except ValueError as error:
         return [Finding("broker", "failed", str(error), "`couturier config show` lists what is set")]
     backend = broker.capabilities.backend
+    found: list[Finding] = []
     try:
         start = perf_counter()
-        async with asyncio.timeout(_CONNECT_S), broker:
-            found = [await _reached(broker, perf_counter() - start), *_credentials(backend)]
-            found += [_topic(await broker.topics(), settings, workers), _limits(broker)]
+        async with asyncio.timeout(_CONNECT_S) as limit, broker:
+            found.append(await _reached(broker, perf_counter() - start))
+            topics = await broker.topics()
+            limit.reschedule(None)  # the broker answers; a probe takes as long as it takes
+            found += [*_credentials(backend), _topic(topics, settings, workers), _limits(broker)]
             if probe and broker.capabilities.shared:
                 found += await _probe(broker)
             elif backend in ("kafka", "pubsub"):
-                found.append(Finding("clock", "ok", "not compared", "`couturier doctor --probe` does"))
-            return found
+                found.append(Finding("clock", "skipped", "not compared", "`couturier doctor --probe` does"))
     except PermissionDenied as error:
-        return [Finding("credentials", "failed", str(error), "`couturier config show` lists the login")]
+        found.append(Finding("credentials", "failed", str(error), "`couturier config show` lists the login"))
     except (BrokerError, ImportError, TimeoutError) as error:
         text = str(error) or f"no answer from {broker.address} within {_CONNECT_S:g} s"
-        return [Finding("broker", "failed", text, _NEXT.get(backend, ""))]
+        found.append(Finding("topics" if found else "broker", "failed", text, _NEXT.get(backend, "")))
+    except ValueError as error:
+        text = client_refusal(str(error))
+        found.append(Finding("broker", "failed", text, "`couturier config show` lists what is set"))
+    return found
 
 
 async def _reached(broker: Broker, connect_s: float) -> Finding:
@@ -172,7 +179,7 @@ def _clock(broker: Broker, delivery: Delivery, sent: float, stored: float) -> Fi
     if broker.capabilities.backend == "sqlite":
         return Finding("clock", "ok", "one machine, one clock")
     if theirs is None:
-        return Finding("clock", "ok", "not comparable: this broker stamps messages with the sender's time")
+        return Finding("clock", "skipped", "not comparable: the topic keeps the sender's time")
     skew = max(sent - theirs, theirs - stored, 0.0)
     if skew > _SKEW_S:
         return Finding(

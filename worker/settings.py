@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 import socket
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from broker import settings
+from broker.drivers.options import check_name
 from client.results import default_url
+
+Engine = Literal["onnx", "onnx-int8", "torch"]
+Name = Annotated[str, AfterValidator(check_name)]
 
 
 class WorkerSettings(BaseSettings):
@@ -21,10 +25,10 @@ class WorkerSettings(BaseSettings):
         extra="ignore", populate_by_name=True, env_ignore_empty=True, protected_namespaces=()
     )
 
-    topic: str = Field(
+    topic: Name = Field(
         default="images", validation_alias="COUTURIER_TOPIC", description="where images come from"
     )
-    group: str = Field(
+    group: Name = Field(
         default="classifiers", validation_alias="COUTURIER_GROUP", description="who shares the work"
     )
     create: bool = Field(
@@ -41,7 +45,7 @@ class WorkerSettings(BaseSettings):
         validation_alias="COUTURIER_MODEL",
         description="a bundle's directory; the shipped one if unset",
     )
-    engine: str = Field(
+    engine: Engine = Field(
         default="onnx", validation_alias="COUTURIER_ENGINE", description="onnx, onnx-int8 or torch"
     )
     batch_size: int = Field(
@@ -79,3 +83,14 @@ def load(**overrides: Any) -> WorkerSettings:
         ValueError: flags or variables have values that do not work; the text names all of them.
     """
     return settings.read(WorkerSettings, **overrides)
+
+
+def check() -> None:
+    """Look at everything that can be looked at without connecting to anything.
+
+    Raises:
+        ValueError: a variable has a value that does not work.
+    """
+    from .sinks import open_sink
+
+    open_sink(load().sink_url)

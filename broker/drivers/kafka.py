@@ -161,16 +161,15 @@ class KafkaDriver:
     async def send(self, topic: str, messages: Sequence[Message]) -> list[Receipt | BrokerError]:
         return await self._store(topic, [(each.data, each.key, headers(each), each.id) for each in messages])
 
-    async def copy(self, topic: str, copies: Sequence[tuple[Record, Headers]]) -> None:
-        """Store copies of native records, keys and null values as they are.
-
-        Raises:
-            BrokerError: at least one is not stored.
-        """
-        rows = [(each.native.value(), each.native.key(), head, "") for each, head in copies]
-        for answer in await self._store(topic, rows):
-            if isinstance(answer, BrokerError):
-                raise answer
+    async def copies(
+        self, topic: str, copies: Sequence[tuple[Record, Headers]]
+    ) -> list[Receipt | BrokerError]:
+        """Store copies of native records, keys and null values as they are; return an answer for each."""
+        if not copies:
+            return []
+        return await self._store(
+            topic, [(each.native.value(), each.native.key(), head, "") for each, head in copies]
+        )
 
     async def _store(self, topic: str, rows: Sequence[Row]) -> list[Receipt | BrokerError]:
         await self.check_topic(topic)
@@ -204,7 +203,7 @@ class KafkaDriver:
             self._known[topic] = time.monotonic() + _KNOWN_S
 
     async def subscribe(self, topic: str, group: str, order: Order) -> KafkaMember:
-        from confluent_kafka import Consumer
+        from confluent_kafka import Consumer, KafkaException
 
         await self.admin.check_group(topic, group)
         # The storage of retries is made with the group; a group of before, or of others, may lack it.
@@ -216,7 +215,11 @@ class KafkaDriver:
             **{**self.membership, "auto.offset.reset": "error"},
             on_commit=lambda *result: member[0].commits.result(*result),  # noqa: PLW0108 - not made yet
         )
-        member.append(KafkaMember(self, topic, group, Consumer(config)))
+        try:
+            consumer = Consumer(config)
+        except KafkaException as error:
+            raise ValueError(f"the Kafka client refuses its settings: {error.args[0].str()}") from None
+        member.append(KafkaMember(self, topic, group, consumer))
         self.members.add(member[0])
         member[0].start()
         return member[0]

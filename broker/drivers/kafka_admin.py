@@ -68,7 +68,7 @@ class KafkaAdmin:
         Raises:
             NotFound: it does not exist.
         """
-        return len(await self._run(lambda: self._numbers(topic)))
+        return len(await self._run(lambda: self.numbers(topic)))
 
     async def check_group(self, topic: str, group: str) -> None:
         """Raise ``NotFound`` unless topic and group were ensured."""
@@ -210,7 +210,7 @@ class KafkaAdmin:
         found = self._consumer("couturier-admin").list_topics(timeout=_CALL_S).topics
         return {name: len(each.partitions) for name, each in found.items() if not name.startswith("__")}
 
-    def _numbers(self, topic: str) -> list[int]:
+    def numbers(self, topic: str) -> list[int]:
         """Return the partitions of a topic. All topics are asked for, because to ask for one may make it."""
         found = self._consumer("couturier-admin").list_topics(timeout=_CALL_S).topics.get(topic)
         if found is None or not found.partitions:
@@ -245,14 +245,14 @@ class KafkaAdmin:
         def member() -> Any:
             return Consumer(driver.consumer_config(group_id, **driver.membership))
 
-        begin(self._consumer(group_id), topic, self._numbers(topic), start, member)
+        begin(self._consumer(group_id), topic, self.numbers(topic), start, member)
 
     def _progress(self, topic: str, group: str, of: str) -> dict[int, tuple[Progress, int, int]]:
         """Return progress, low and high watermark of every partition of the topic ``of``."""
         from confluent_kafka import TopicPartition
 
         consumer = self._consumer(self._driver.group_id(topic, group))
-        places = [TopicPartition(of, number) for number in self._numbers(of)]
+        places = [TopicPartition(of, number) for number in self.numbers(of)]
         committed = consumer.committed(places, timeout=_CALL_S)
         if of == topic and all(each.offset < 0 for each in committed):
             raise NotFound(

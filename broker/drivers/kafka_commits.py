@@ -13,6 +13,9 @@ from .offsets import Partition, Progress
 log = logging.getLogger("broker")
 
 _COMMIT_S = 0.25
+# Brokers forget the commits of a topic that no member subscribes to, as is that of the retries, after
+# `offsets.retention.minutes`: 7 days, and a day before 2.0: kafka.apache.org/documentation/#brokerconfigs
+_RENEW_S = 6 * 3600.0
 # Answers to the commit of one who is no member any more.
 _EVICTED = {"UNKNOWN_MEMBER_ID", "FENCED_MEMBER_EPOCH", "FENCED_INSTANCE_ID"}
 
@@ -31,12 +34,22 @@ class Commits:
         self._work = work
         self._what = what
         self._next = 0.0
+        self._renew = time.monotonic() + _RENEW_S
 
     def when_due(self) -> None:
         """Commit finished prefixes, every now and then, without waiting for the answer."""
         if time.monotonic() >= self._next:
             self._next = time.monotonic() + _COMMIT_S
+            if time.monotonic() >= self._renew:
+                self._renew = time.monotonic() + _RENEW_S
+                self._forget_what_is_stored()
             self._send(self._work.uncommitted(unsure=False), wait=False)
+
+    def _forget_what_is_stored(self) -> None:
+        """Have everything committed again, also what has not changed."""
+        with self._work.lock:
+            for partition in self._work.partitions.values():
+                partition.refused()
 
     def now(self) -> bool:
         """Commit all that is not known to be stored; return whether it is by now."""
@@ -44,7 +57,11 @@ class Commits:
 
     def last(self, partitions: Mapping[Key, Partition]) -> None:
         """Commit what is finished in partitions that are about to be given up."""
-        news = {key: (each, progress) for key, each in partitions.items() if (progress := each.uncommitted())}
+        news = {
+            key: (each, progress)
+            for key, each in partitions.items()
+            if (progress := each.uncommitted(unsure=True))
+        }
         self._send(news, wait=True)
 
     def result(self, error: Any, places: list[Any]) -> None:
@@ -92,9 +109,10 @@ class Commits:
             log.info("the commit of %s waits: %s", self._what, error)
             self.result(error, offsets)
             return False
-        if wait:
-            self.result(None, answers)
-        return True
+        if not wait:
+            return True
+        self.result(None, answers)
+        return all(each.error is None for each in answers)
 
 
 def _places(progress: Mapping[Key, Progress]) -> list[Any]:

@@ -17,15 +17,15 @@ from collections.abc import Callable, Mapping, Sequence
 from operator import methodcaller
 from typing import TYPE_CHECKING, Any
 
-from ..errors import BrokerError, Closed, DeadlineExceeded, LeaseLost
+from ..errors import BrokerError, Closed, DeadlineExceeded, InvalidMessage, LeaseLost
 from ..message import Delivery, Redelivery
 from .base import Room
+from .kafka_assignment import Assignment
 from .kafka_commits import Commits
 from .kafka_errors import mapped
 from .kafka_places import Places
 from .kafka_records import Record, copied, deliveries, retried
-from .kafka_work import Key, Work
-from .offsets import Partition
+from .kafka_work import Work
 
 if TYPE_CHECKING:
     from .kafka import KafkaDriver
@@ -62,9 +62,11 @@ class KafkaMember:
         self._calls: queue.SimpleQueue[tuple[Callable[[], Any], asyncio.Future[Any] | None]]
         self._calls = queue.SimpleQueue()
         self.commits = Commits(consumer, self.work, f"{topic}/{group}")
-        self._places = Places(consumer, self.work, topic, self._retries, driver.admin.describe_topics)
+        self._places = Places(
+            consumer, self.work, topic, self._retries, driver.admin.describe_topics, driver.admin.numbers
+        )
+        self._assignment = Assignment(consumer, self.work, self._places, self.commits)
         self._reading_ahead = False
-        self._paused: set[Key] = set()
         self._failure: BrokerError | None = None
         # Whoever was silent for so long may have been evicted without knowing it yet.
         self._doubt_s = driver.silence / 2
@@ -77,8 +79,10 @@ class KafkaMember:
         """Join the group."""
         self._consumer.subscribe(
             [self.topic],
-            on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost,
-        )  # fmt: skip
+            on_assign=self._assignment.assigned,
+            on_revoke=self._assignment.revoked,
+            on_lost=self._assignment.lost,
+        )
         self._thread.start()
 
     # What the portable layer calls, on the event loop.
@@ -108,18 +112,30 @@ class KafkaMember:
         if time.monotonic() - self._alive > self._doubt_s:
             # The owner thread finds out first whether this is still a member.
             await self._ask(lambda: self._fetch(1, 0.0))
-        kept = [retry for retry in retries if work.holds(retry.delivery.receipt)]
-        if kept:
-            now = self._driver.clock.now()
-            copies = [
-                (each.delivery.receipt, retried(each.delivery.receipt, each.attempt, now + each.delay))
-                for each in kept
-            ]
-            await self._driver.copy(self._retries, copies)
+        uncopied = await self._copy([retry for retry in retries if work.holds(retry.delivery.receipt)])
+        retries = [retry for retry in retries if retry.delivery.receipt not in uncopied]
         done = [*acks, *(retry.delivery for retry in retries)]
         ended = work.finish([each.receipt for each in done])
         lost = [each for each in done if each.receipt in ended] if ended else []
         return lost + [each for each in releases if not work.give_back(each.receipt)]
+
+    async def _copy(self, retries: Sequence[Redelivery]) -> set[Record]:
+        """Store copies for the retries; keep for later, and return, what no copy can be stored of."""
+        now = self._driver.clock.now()
+        copies = [
+            (each.delivery.receipt, retried(each.delivery.receipt, each.attempt, now + each.delay))
+            for each in retries
+        ]
+        uncopied = set()
+        for each, answer in zip(retries, await self._driver.copies(self._retries, copies), strict=True):
+            record: Record = each.delivery.receipt
+            if isinstance(answer, InvalidMessage):
+                log.warning("the attempt at %s is not counted: %s", each.delivery.message.id, answer)
+                self.work.postpone(record, now + each.delay)
+                uncopied.add(record)
+            elif isinstance(answer, BrokerError):
+                raise answer
+        return uncopied
 
     async def extend(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
         return [each for each in deliveries if not self.work.holds(each.receipt)]
@@ -128,7 +144,9 @@ class KafkaMember:
         record: Record = delivery.receipt
         if not self.work.holds(record):
             raise LeaseLost([delivery.message.id])
-        await self._driver.copy(topic, [(record, copied(record, extra))])
+        (answer,) = await self._driver.copies(topic, [(record, copied(record, extra))])
+        if isinstance(answer, BrokerError):
+            raise answer
 
     async def flush(self) -> None:
         deadline = time.monotonic() + _CALL_S
@@ -173,6 +191,7 @@ class KafkaMember:
             result = call()
         except BaseException as failure:
             error = self._mapped(failure)
+            self._reading_ahead = False
         if answer is not None:
             self._answer(answer, result, error)
         elif error is not None:
@@ -186,6 +205,7 @@ class KafkaMember:
         self._alive = time.monotonic()
         self.commits.when_due()
         self._places.check()
+        self._assignment.try_again()
 
     def _mapped(self, error: BaseException) -> BrokerError:
         from confluent_kafka import KafkaException
@@ -224,6 +244,10 @@ class KafkaMember:
                 patience = 0.0 if ready else max(0.0, min(_POLL_S, deadline - time.monotonic()))
                 self._fetch(limit.messages - ready, patience)
             found = self.work.hand_over(limit, self._driver.clock.now())
+            if ready and not found:
+                # There is no room for its bytes: nothing more is taken in, and polling goes on.
+                self._assignment.pause(set(self.work.partitions))
+                self._fetch(1, max(0.0, min(_POLL_S, deadline - time.monotonic())))
             self.commits.when_due()
             self._last_request = time.monotonic()
             if found or self._last_request >= deadline or self._closing:
@@ -264,64 +288,25 @@ class KafkaMember:
         self._failure = problem
 
     def _fail(self) -> None:
-        failure, self._failure = self._failure or self._driver.failure, None
+        failure = self._failure or self._driver.failure
+        # It is told once: what lasts is reported again, and what passed must not be in the way.
+        self._failure = self._driver.failure = None
         if failure is not None:
             raise failure
 
     def _idle(self) -> None:
         """Keep the membership alive while nobody asks for messages."""
         if time.monotonic() - self._last_request > _IDLE_S:
-            self._pause(set(self.work.partitions))
+            self._assignment.pause(set(self.work.partitions))
         # Paused partitions bring nothing; one record may still be on its way, and waits here.
         self._fetch(1, 0.0)
 
     def _resume(self) -> None:
         """Take in again, except from partitions that are full."""
-        assigned, full = set(self.work.partitions), self.work.full()
+        full = self.work.full()
         if len(self.work.waiting) >= _MAX_WAITING:
-            full |= {key for key in assigned if key[0] == self._retries}
-        free = (self._paused & assigned) - full
-        if free:
-            self._consumer.resume([self._place(key) for key in free])
-            self._paused -= free
-        self._pause(full)
-
-    def _pause(self, keys: set[Key]) -> None:
-        fresh = keys - self._paused
-        if fresh:
-            self._consumer.pause([self._place(key) for key in fresh])
-            self._paused |= fresh
-
-    def _assigned(self, consumer: Any, places: list[Any]) -> None:
-        if not places:
-            return
-        both = [*places, *self._places.of_retries(places)]
-        for place, begin in zip(both, self._places.begins(both), strict=True):
-            self.work.assign((place.topic, place.partition), begin)
-            place.offset = begin.position
-        consumer.incremental_assign(both)
-        # In the client a pause outlives the assignment in which it was made.
-        consumer.resume(both)
-        self._paused -= {(place.topic, place.partition) for place in both}
-
-    def _revoked(self, consumer: Any, places: list[Any]) -> None:
-        """Commit what is finished before another member gets the partitions."""
-        both = [*places, *self._places.let_go(places)]
-        self.commits.last(self._forget(both))
-        consumer.incremental_unassign(both)
-
-    def _lost(self, consumer: Any, places: list[Any]) -> None:
-        """Drop partitions that belong to another member already."""
-        both = [*places, *self._places.let_go(places)]
-        self._forget(both)
-        consumer.incremental_unassign(both)
-        log.warning("%d partition(s) of %s/%s were taken over by others", len(places), self.topic, self.group)
-
-    def _forget(self, places: list[Any]) -> dict[Key, Partition]:
-        """End the epochs of partitions; return what had come of them."""
-        keys = {(place.topic, place.partition) for place in places}
-        self._paused -= keys
-        return self.work.unassign(keys)
+            full |= {key for key in tuple(self.work.partitions) if key[0] == self._retries}
+        self._assignment.resume(but=full)
 
     def _end(self) -> None:
         with contextlib.suppress(Exception):
@@ -336,9 +321,3 @@ class KafkaMember:
                 _, answer = self._calls.get_nowait()
                 if answer is not None:
                     self._answer(answer, None, Closed(f"the consumer of {self.topic}/{self.group} is closed"))
-
-    @staticmethod
-    def _place(key: Key) -> Any:
-        from confluent_kafka import TopicPartition
-
-        return TopicPartition(*key)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..errors import NotFound
 from .kafka_work import Key, Work
 from .offsets import Progress
 
@@ -36,6 +37,7 @@ class Places:
         topic: what it is subscribed to.
         retries: the storage of the group's retries.
         look: asks for the descriptions of topics, without waiting.
+        numbers: returns the partitions of a topic, or raises ``NotFound``.
         patience: seconds that a broker may take to come back before an assignment fails.
     """
 
@@ -46,6 +48,7 @@ class Places:
         topic: str,
         retries: str,
         look: Look,
+        numbers: Callable[[str], list[int]],
         patience: float = 3 * _CALL_S,
     ) -> None:
         self._consumer = consumer
@@ -53,6 +56,7 @@ class Places:
         self._topics = (topic, retries)
         self._with: dict[int, list[Any]] = {}
         self._look = look
+        self._numbers = numbers
         self._patience = patience
         self._asked: dict[str, Future[Any]] = {}
         self._next_look = 0.0
@@ -65,6 +69,7 @@ class Places:
         (measured with cooperative-sticky, [0, 12] of 12 partitions).
 
         Raises:
+            NotFound: one of them is gone.
             KafkaException: the broker does not say how many there are.
         """
         from confluent_kafka import TopicPartition
@@ -76,18 +81,16 @@ class Places:
             self._with[place.partition] = [TopicPartition(retries, number) for number in numbers]
         return [each for place in places for each in self._with[place.partition]]
 
-    def _counts(self) -> tuple[int, int]:
-        """Return how many partitions topic and retries have. A broker may not know of a new topic yet."""
-        from confluent_kafka import KafkaError, KafkaException
+    def _counts(self) -> list[int]:
+        """Return how many partitions topic and retries have.
 
-        known = self._consumer.list_topics(timeout=_CALL_S).topics
-        for name in self._topics:
-            if name not in known or not known[name].partitions:
-                raise KafkaException(
-                    KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART, f"no metadata of topic {name!r}")
-                )
-        topic, retries = self._topics
-        return len(known[topic].partitions), len(known[retries].partitions)
+        Another client is asked: where this one's ``list_topics`` runs inside a callback, the next callback of
+        the same poll aborts the process (confluent-kafka 2.16.1, ``CallState_get: Assertion `cs != NULL'``).
+
+        Raises:
+            NotFound: the broker that was asked does not know of them, or not yet.
+        """
+        return [len(self._numbers(name)) for name in self._topics]
 
     def let_go(self, places: Sequence[Any]) -> list[Any]:
         """Return, and forget, the partitions of the retries that went with partitions of the topic."""
@@ -101,11 +104,20 @@ class Places:
         """
         # Commits say of which topic they are, and a topic of that name may be another one by now.
         self._next_look = 0.0
-        committed = self._patiently(lambda: self._consumer.committed(places, timeout=_CALL_S))
+        committed = self._patiently(lambda: self._committed(places))
         return [
             Progress.parse(each.offset, each.metadata) if each.offset >= 0 else self._beginning(each)
             for each in committed
         ]
+
+    def _committed(self, places: list[Any]) -> list[Any]:
+        from confluent_kafka import KafkaException
+
+        found: list[Any] = self._consumer.committed(places, timeout=_CALL_S)
+        for each in found:
+            if each.error is not None:
+                raise KafkaException(each.error)
+        return found
 
     def _beginning(self, place: Any) -> Progress:
         low, _ = self._watermarks(place)
@@ -124,7 +136,7 @@ class Places:
         while True:
             try:
                 return call()
-            except KafkaException as error:
+            except (KafkaException, NotFound) as error:
                 if time.monotonic() > deadline:
                     raise
                 log.warning("asking where %s stands failed: %s", self._topics[0], error)

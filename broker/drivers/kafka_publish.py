@@ -63,7 +63,8 @@ class Publisher:
         try:
             self.client: Any = Producer(settings)
         except Exception as error:
-            raise ValueError(f"the Kafka client refuses its settings: {error}") from None
+            text = error.args[0].str() if hasattr(error.args[0], "str") else error
+            raise ValueError(f"the Kafka client refuses its settings: {text}") from None
         self._address = address
         self._ended = threading.Event()
         self._thread = threading.Thread(
@@ -134,7 +135,8 @@ class Publisher:
     async def aclose(self) -> None:
         """Wait, within bounds, until everything has its report."""
         client, self.client = self.client, None  # from here on nothing is taken
-        await asyncio.to_thread(client.flush, _DELIVERY_S)
+        # What was taken last reports within its own limit, which the client looks at once a second.
+        await asyncio.to_thread(client.flush, _DELIVERY_S + 5.0)
         self._ended.set()
         await asyncio.to_thread(self._thread.join)
 

@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import repeat
+from math import isfinite
 from typing import Any
 
 from ..message import Delivery, Message, made, utc_now
@@ -51,7 +52,8 @@ def read_private(record: Record) -> Record:
     # A topic of this name need not be ours, and anybody may write to one that is.
     with suppress(LookupError, TypeError, ValueError):
         record.attempt = max(1, int(private[ATTEMPT]))
-        record.due = float(private[DUE])
+        due = float(private[DUE])
+        record.due = due if isfinite(due) else 0.0
     return record
 
 
@@ -137,8 +139,11 @@ def _without(record: Record, names: Iterable[str]) -> Headers:
 
 def _place(native: Any) -> Place:
     topic, partition, offset = native.topic(), native.partition(), native.offset()
-    when = max(0, native.timestamp()[1])
-    return Place(f"{topic}/{partition}/{offset}", f"kafka:{topic}", datetime.fromtimestamp(when / 1000, UTC))
+    try:
+        when = datetime.fromtimestamp(max(0, native.timestamp()[1]) / 1000, UTC)
+    except (ValueError, OverflowError, OSError):  # microseconds, for instance, which Kafka before 4 accepts
+        when = datetime.fromtimestamp(0, UTC)
+    return Place(f"{topic}/{partition}/{offset}", f"kafka:{topic}", when)
 
 
 def _text(value: bytes | str | None) -> str:

@@ -85,6 +85,13 @@ class Work:
             self._back.append(record)
             return True
 
+    def postpone(self, record: Record, due: float) -> None:
+        """Offer a record again, untried, but not before its time."""
+        with self.lock:
+            if self.holds(record):
+                self.held.discard(record)
+                heapq.heappush(self.waiting, (due, next(self._numbers), record))
+
     def take_in(self, natives: Iterable[Any], now: float) -> None:
         """Note records that were polled, but for those that are finished or whose assignment has ended."""
         key: Key | None = None

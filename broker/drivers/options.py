@@ -26,6 +26,8 @@ _SCHEME = re.compile(r"([a-z][a-z0-9+.-]*):(//)?(.*)", re.IGNORECASE | re.DOTALL
 # Domain-scoped ids have a dot and a colon. Source: cloud.google.com, "Creating and managing projects".
 _PROJECT = re.compile(r"[A-Za-z0-9][A-Za-z0-9.:-]*")
 _HOST = re.compile(r"[\w.-]+")
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,119}")
+_KAFKA_ERROR = re.compile(r'KafkaError\{.*?str="(.*)"\}', re.DOTALL)
 
 
 def public_url(url: str) -> str:
@@ -92,6 +94,23 @@ def check_project(text: str) -> str:
     return text
 
 
+def check_name(text: str) -> str:
+    """Return the name of a topic or a group as it is.
+
+    Raises:
+        ValueError: no backend takes it.
+    """
+    if not _NAME.fullmatch(text):
+        raise ValueError("a name is a letter, then letters, digits and . _ -, 120 at most")
+    return text
+
+
+def client_refusal(text: str) -> str:
+    """Return an error without the Kafka client's wrapping, and with the variable that it is about."""
+    found = _KAFKA_ERROR.search(text)
+    return text if found is None else f"{text[: found.start()]}{found[1]}; see KAFKA_CLIENT_CONFIG"
+
+
 def host_list(text: str, default_port: int | None = None) -> list[str]:
     """Return the addresses of ``host:port,host:port``, each with its port.
 
@@ -149,7 +168,10 @@ def take_seconds(options: Mapping[str, str], defaults: Mapping[str, float]) -> d
     """
     unknown = sorted(set(options) - set(defaults))
     if unknown:
-        raise ValueError(f"unknown option {unknown[0]!r}; known are {', '.join(sorted(defaults))}")
+        raise ValueError(
+            f"unknown option {unknown[0]!r}; in seconds there are {', '.join(sorted(defaults))};"
+            " docs/configuration.md lists every option"
+        )
     values = dict(defaults)
     for name, text in options.items():
         try:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..claims import lost_claim
-from ..errors import BrokerError, DeadlineExceeded, LeaseLost, Unavailable
+from ..errors import BrokerError, DeadlineExceeded, InvalidMessage, LeaseLost, Unavailable
 from ..limits import MAX_IN_FLIGHT
 from ..logs import log
 from ..message import Delivery, Redelivery
@@ -235,6 +235,12 @@ class Processor:
         except LeaseLost:
             self._totals.lost_leases += 1
             return False
+        except InvalidMessage as refused:
+            # A letter that can never be stored must not hold up the others, nor be lost.
+            log.error("no dead letter of message %s can be stored, it stays: %s", message_id, refused)
+            delay = min(self._retry.cap, self._broker.capabilities.max_delay)
+            await self._persist(subscription, [], [Redelivery(delivery, delay, delivery.attempt)])
+            return False
         return True
 
     async def _outlast(self, outage: Outage, call: Callable[[], Awaitable[T]]) -> T:
@@ -243,7 +249,7 @@ class Processor:
         while True:
             try:
                 return await call()
-            except LeaseLost:
+            except (LeaseLost, InvalidMessage):
                 raise
             except outage as error:
                 failures += 1

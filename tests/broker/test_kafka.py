@@ -72,7 +72,7 @@ def driver_member(subscription: Subscription) -> Any:
 
 def give_consumer(member: Any, consumer: Any) -> None:
     """Put another consumer in the hands of a member, and of those who act for it."""
-    for each in (member, member.commits, member._places):
+    for each in (member, member.commits, member._places, member._assignment):
         each._consumer = consumer
 
 

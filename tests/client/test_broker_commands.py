@@ -91,6 +91,29 @@ def test_at_most_so_many_are_taken(typed: Typed, topic: str, monkeypatch: pytest
     assert unsettled(typed, topic) == 1
 
 
+@pytest.mark.parametrize(
+    ("given", "options", "code", "bodies"),
+    [
+        (b"a\rb\r\nc\n\nd\r", ("--lines",), 0, ["a\rb", "c", "", "d\r"]),
+        (b"a\n", (), 0, ["a\n"]),
+        (b"", (), 2, []),
+        (b"", ("",), 0, [""]),
+    ],
+    ids=["lines", "whole", "nothing", "said to be empty"],
+)
+def test_the_input_is_taken_as_it_is(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    given: bytes, options: tuple[str, ...], code: int, bodies: list[str],
+) -> None:  # fmt: skip
+    """A line ends at a line feed and nowhere else; nothing at all is no message unless one says so."""
+    where = {"BROKER_URL": f"sqlite:///{tmp_path}/q.db"}
+    run("topics", "ensure", "t", "--group", "g", **where)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(given)))
+    assert run("broker", "publish", "t", *options, **where).returncode == code
+    peeked = run("broker", "consume", "t", "--group", "g", "--peek", "--json", **where)
+    assert [each["data"] for each in lines(peeked)] == bodies
+
+
 def test_topics_are_listed_with_their_groups(typed: Typed, topic: str) -> None:
     """And --partitions counts where there are any."""
     typed("topics", "ensure", topic, "--group", "billing", "--group", "archive", "--partitions", "3")
@@ -115,7 +138,7 @@ def test_what_does_not_exist_is_a_clear_error(typed: Typed, topic: str) -> None:
     ):
         said = typed(*command, code=69).stderr
         assert topic in said
-        assert "couturier topics ensure" in said
+        assert f"couturier topics ensure {topic} --group " in said
 
 
 def test_a_ping_says_who_answers(typed: Typed) -> None:
@@ -167,6 +190,8 @@ def test_a_refused_login_is_one_line(run: Run, kafka_service: KafkaService) -> N
         (("publish", "t", "x", "--attribute", "a"), "NAME=VALUE"),
         (("publish", "t", "x", "--file", "pyproject.toml"), "exclude each other"),
         (("publish", "t", "--lines", "--id", "x"), "--id names one"),
+        (("publish", "bad name", "x"), "'bad name': a name is a letter"),
+        (("consume", "t", "--group", "bad name"), "'bad name': a name is a letter"),
         (("consume", "t"), "--group"),
         (("consume", "t", "--group", "g", "--max", "0"), "--max"),
     ],

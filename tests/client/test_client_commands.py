@@ -153,3 +153,24 @@ def test_a_wrong_use_is_one_clear_error(
     assert done.returncode == code, done.stderr
     assert text in " ".join(done.stderr.replace("│", " ").split())
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        (("worker", "--batch-size", "0"), "--batch-size"),
+        (("worker", "--engine", "tpu"), "--engine"),
+        (("worker", "--topic", "bad name"), "--topic"),
+        (("client", "send", "--group", "bad name"), "--group"),
+        (("dlq", "list", "--topic", "bad name"), "--topic"),
+        (("topics", "ensure", "t", "--group", "bad name"), "--group"),
+        (("demo", "--backend", "rabbit"), "--backend"),
+        (("demo", "--picture", "sheet.xyz"), "--picture"),
+        (("demo", "--picture", "pyproject.toml/sheet.png"), "--picture"),
+    ],
+)
+def test_a_wrong_flag_is_blamed_itself(run: Run, words: tuple[str, ...], option: str) -> None:
+    """Wrong use, before anything is done; no variable is named that nobody set."""
+    done = run(*words, BROKER_URL="kafka://127.0.0.1:1")
+    assert done.returncode == 2
+    assert f"Invalid value for '{option}'" in " ".join(done.stderr.replace("│", " ").split())

@@ -119,6 +119,9 @@ def test_machines_get_the_same_as_json(show: Show, tmp_path: Path) -> None:
         ({"COUTURIER_CREATE": "perhaps"}, "COUTURIER_CREATE='perhaps'"),
         ({"BROKER_CLAIM_CHECK_RETENTION": "-1"}, "BROKER_CLAIM_CHECK_RETENTION='-1'"),
         ({"BROKER_URL": "kafka://a:1", "KAFKA_BOOTSTRAP_SERVERS": "b:1"}, "KAFKA_BOOTSTRAP_SERVERS='b:1'"),
+        ({"COUTURIER_ENGINE": "tpu"}, "COUTURIER_ENGINE='tpu'"),
+        ({"COUTURIER_GROUP": "bad name"}, "COUTURIER_GROUP='bad name'"),
+        ({"SINK_URL": "carrier-pigeon:x"}, "SINK_URL='carrier-pigeon:x'"),
         ({"BROKER_BACKEND": "pubsub"}, "gcloud config set project"),
     ],
 )
@@ -129,6 +132,7 @@ def test_what_does_not_work_is_said_and_exits_78(show: Show, variables: dict[str
         assert shown.code == 78
         assert said in shown.err
         assert len(shown.err.splitlines()) == 1
+        assert shown.err.count(said) == 1
         for value in variables.values():
             assert value in shown.out
     assert said in shown.json()["error"]

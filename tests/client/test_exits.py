@@ -36,9 +36,10 @@ def test_a_cause_has_one_exit_code(error: BaseException, code: int | None) -> No
 
 def test_the_next_command_is_named() -> None:
     """The library advises calls; who types needs commands."""
-    missing = last_words(NotFound("topic 'x' does not exist; create it with `await broker.ensure('x')`"))
-    assert "couturier topics ensure" in missing
-    assert "await" not in missing
+    call = "topic 'x' does not exist; create it with `await broker.ensure('x'{})`"
+    said = "topic 'x' does not exist; `couturier topics ensure x --group {}` creates it"
+    assert last_words(NotFound(call.format(""))) == said.format("GROUP")
+    assert last_words(NotFound(call.format(", group='g'"))) == said.format("g")
     assert last_words(PermissionDenied("no")) == "no; `couturier doctor` looks closer"
     assert last_words(Unavailable("away"), "h:1: refused").startswith("away (h:1: refused); ")
     assert last_words(Unavailable("away: h:1: refused"), "h:1: refused").count("refused") == 1

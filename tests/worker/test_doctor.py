@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import sqlite3
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
 
+from broker import connect
 from tests.commands import Run, env, run
 from tests.services import KafkaService, PubSubService
+from worker import doctor_broker
+from worker.settings import load
 
 __all__ = ["env", "run"]
 
@@ -57,6 +63,7 @@ def test_on_kafka_it_knows_partitions_and_login(run: Run, kafka_service: KafkaSe
     assert kafka_service.bootstrap in found["broker"]["detail"]
     assert "1,000,000 bytes" in found["limits"]["detail"]
     assert found["round trip"]["state"] == "ok"
+    assert found["clock"]["state"] == "skipped"
     assert findings(run, "--workers", "3", **where)["topic"]["state"] == "ok"
 
 
@@ -75,6 +82,26 @@ def test_on_pubsub_it_tells_the_emulator_and_compares_clocks(run: Run, pubsub_se
     assert findings(run, COUTURIER_CREATE="false", **where)["topic"]["state"] == "ok"
 
 
+@pytest.mark.anyio
+async def test_a_slow_probe_takes_nothing_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The broker answered in time: what was found stands, whatever becomes of the probe."""
+    monkeypatch.setenv("BROKER_URL", f"sqlite:///{tmp_path}/q.db")
+    monkeypatch.setattr(doctor_broker, "_CONNECT_S", 3.0)
+    monkeypatch.setattr(doctor_broker, "_PROBE_S", 4.0)
+    async with connect() as broker:
+        await broker.ensure("images", "classifiers")
+    with closing(sqlite3.connect(tmp_path / "q.db", isolation_level=None)) as thief:
+        thief.execute("CREATE TRIGGER steal AFTER INSERT ON messages BEGIN DELETE FROM messages; END")
+    found = {each.what: each for each in await doctor_broker.examine_broker(load(), 1, probe=True)}
+    assert {name: each.state for name, each in found.items()} == {
+        "broker": "ok",
+        "topic": "ok",
+        "limits": "ok",
+        "round trip": "failed",
+    }
+    assert "within 4 s" in found["round trip"].detail
+
+
 @pytest.mark.parametrize(
     ("where", "what", "text", "advice"),
     [
@@ -87,8 +114,15 @@ def test_on_pubsub_it_tells_the_emulator_and_compares_clocks(run: Run, pubsub_se
         ({"BROKER_URL": "kafka://127.0.0.1:1"}, "broker", "Connection refused", "KAFKA_BOOTSTRAP_SERVERS"),
         ({"BROKER_BACKEND": "pubsub"}, "broker", "GOOGLE_CLOUD_PROJECT", "config show"),
         ({"COUTURIER_BATCH_SIZE": "0", "LOG_LEVEL": "loud"}, "settings", "LOG_LEVEL", "config show"),
+        ({"COUTURIER_TOPIC": "bad name"}, "settings", "COUTURIER_TOPIC='bad name'", "config show"),
+        (
+            {"BROKER_URL": "kafka://127.0.0.1:1", "KAFKA_CLIENT_CONFIG": '{"linger.mss": 5}'},
+            "broker",
+            'settings: No such configuration property: "linger.mss"; see KAFKA_CLIENT_CONFIG',
+            "config show",
+        ),
     ],
-    ids=["pubsub", "kafka", "no project", "settings"],
+    ids=["pubsub", "kafka", "no project", "settings", "topic", "client key"],
 )
 def test_what_fails_comes_with_its_reason_and_the_next_step(
     run: Run, where: dict[str, str], what: str, text: str, advice: str
