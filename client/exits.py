@@ -75,11 +75,10 @@ def last_words(error: BaseException, kafka: str = "") -> str:
         # The library advises a call; who types commands needs a command.
         call = _ENSURE.search(text)
         names = "" if call is None else f" {call[1]} --group {call[2] or 'GROUP'}"
-        return f"{text.partition(';')[0]}; `couturier topics ensure{names}` creates it"
-    if kind == "ValueError" and "KafkaError{" in text:
-        from broker.drivers.options import client_refusal
-
-        return client_refusal(text)
+        return (
+            f"{text.partition(';')[0]}; `couturier topics ensure{names}` creates it, as do `couturier worker`"
+            " and `couturier client send`, unless COUTURIER_CREATE=false"
+        )
     if kind in ("Unavailable", "PermissionDenied"):
         said = f" ({kafka})" if kafka and kafka not in text else ""
         return f"{text}{said}; `couturier doctor` looks closer"

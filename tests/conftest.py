@@ -36,7 +36,7 @@ def anyio_backend() -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep a module in one process, for its fixtures may be costly; the suites of brokers go to any."""
+    """Keep modules whose fixtures are costly in one process; all other tests go to any."""
     for item in items:
-        if item.path.parent.name not in ("broker", "services"):
+        if item.path.parent.name in ("classifier", "tests"):
             item.add_marker(pytest.mark.xdist_group(item.path.stem))

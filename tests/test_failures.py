@@ -77,7 +77,7 @@ MISTAKES = {
     "configuration that does not work": Mistake(
         "config show", ("BROKER_BACKEND", "rabbitmq", "kafka"), 78, {"BROKER_BACKEND": "rabbitmq"}
     ),
-    "unknown backend of a demo": Mistake("demo --backend rabbitmq", ("BROKER_BACKEND", "rabbitmq"), 78),
+    "unknown backend of a demo": Mistake("demo --backend rabbitmq", ("--backend", "rabbitmq"), 2),
     "two brokers for a demo": Mistake(
         "demo --backend kafka", ("BROKER_URL", "BROKER_BACKEND"), 78, {"BROKER_URL": "sqlite:///{tmp}/q.db"}
     ),
@@ -130,7 +130,7 @@ MISTAKES = {
     "no model": Mistake("worker", ("{tmp}/nowhere", "manifest"), 78, {"COUTURIER_MODEL": "{tmp}/nowhere"}),
     "model is a file": Mistake("worker", ("{tmp}/file",), 78, {"COUTURIER_MODEL": "{tmp}/file"}),
     "tampered model": Mistake("worker", ("model.onnx", "sha256"), 78, {"COUTURIER_MODEL": "{tmp}/tampered"}),
-    "unknown engine": Mistake("worker --engine gpu", ("gpu", "onnx"), 78),
+    "unknown engine": Mistake("worker --engine gpu", ("--engine", "gpu", "onnx"), 2),
     "not created": Mistake("worker", ("images", "COUTURIER_CREATE"), 69, {"COUTURIER_CREATE": "false"}),
     "no results yet": Mistake("results", ("results.db", "couturier worker"), 1),
     "no topic to audit": Mistake("audit", ("images",), 69),

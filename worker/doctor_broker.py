@@ -10,7 +10,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from broker import Broker, BrokerError, Delivery, Message, PermissionDenied, TopicInfo, connect
-from broker.drivers.options import client_refusal, public_url
+from broker.drivers.options import public_url
 from broker.settings import PubsubSettings, claim_check, kafka_client_config, read
 
 if TYPE_CHECKING:
@@ -80,8 +80,7 @@ async def examine_broker(settings: WorkerSettings, workers: int, probe: bool) ->
         text = str(error) or f"no answer from {broker.address} within {_CONNECT_S:g} s"
         found.append(Finding("topics" if found else "broker", "failed", text, _NEXT.get(backend, "")))
     except ValueError as error:
-        text = client_refusal(str(error))
-        found.append(Finding("broker", "failed", text, "`couturier config show` lists what is set"))
+        found.append(Finding("broker", "failed", str(error), "`couturier config show` lists what is set"))
     return found
 
 

@@ -19,7 +19,7 @@ from ..errors import BrokerError, Closed, InvalidMessage, NotFound, PermissionDe
 from ..message import Capabilities, Message, Receipt
 from .base import Order
 from .kafka_admin import KafkaAdmin
-from .kafka_errors import mapped
+from .kafka_errors import mapped, refused
 from .kafka_member import KafkaMember
 from .kafka_publish import Publisher, Row
 from .kafka_records import Headers, Record, headers
@@ -218,7 +218,7 @@ class KafkaDriver:
         try:
             consumer = Consumer(config)
         except KafkaException as error:
-            raise ValueError(f"the Kafka client refuses its settings: {error.args[0].str()}") from None
+            raise refused(error) from None
         member.append(KafkaMember(self, topic, group, consumer))
         self.members.add(member[0])
         member[0].start()

@@ -76,3 +76,9 @@ def mapped(error: Any, what: str) -> BrokerError:
         if name in names:
             return kind(text)
     return Unavailable(text) if error.retriable() or name.startswith("_") else BrokerError(text)
+
+
+def refused(error: Exception) -> ValueError:
+    """Return the error for settings that the client does not take."""
+    text = error.args[0].str() if hasattr(error.args[0], "str") else error
+    return ValueError(f"the Kafka client refuses its settings: {text}; see KAFKA_CLIENT_CONFIG")

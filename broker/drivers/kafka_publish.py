@@ -16,7 +16,7 @@ from typing import Any
 
 from ..errors import BrokerError, Closed, MessageTooLarge
 from ..message import Receipt, made
-from .kafka_errors import mapped
+from .kafka_errors import mapped, refused
 
 log = logging.getLogger("broker")
 
@@ -63,8 +63,7 @@ class Publisher:
         try:
             self.client: Any = Producer(settings)
         except Exception as error:
-            text = error.args[0].str() if hasattr(error.args[0], "str") else error
-            raise ValueError(f"the Kafka client refuses its settings: {text}") from None
+            raise refused(error) from None
         self._address = address
         self._ended = threading.Event()
         self._thread = threading.Thread(

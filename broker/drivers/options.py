@@ -27,7 +27,6 @@ _SCHEME = re.compile(r"([a-z][a-z0-9+.-]*):(//)?(.*)", re.IGNORECASE | re.DOTALL
 _PROJECT = re.compile(r"[A-Za-z0-9][A-Za-z0-9.:-]*")
 _HOST = re.compile(r"[\w.-]+")
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,119}")
-_KAFKA_ERROR = re.compile(r'KafkaError\{.*?str="(.*)"\}', re.DOTALL)
 
 
 def public_url(url: str) -> str:
@@ -103,12 +102,6 @@ def check_name(text: str) -> str:
     if not _NAME.fullmatch(text):
         raise ValueError("a name is a letter, then letters, digits and . _ -, 120 at most")
     return text
-
-
-def client_refusal(text: str) -> str:
-    """Return an error without the Kafka client's wrapping, and with the variable that it is about."""
-    found = _KAFKA_ERROR.search(text)
-    return text if found is None else f"{text[: found.start()]}{found[1]}; see KAFKA_CLIENT_CONFIG"
 
 
 def host_list(text: str, default_port: int | None = None) -> list[str]:

@@ -37,7 +37,10 @@ def test_a_cause_has_one_exit_code(error: BaseException, code: int | None) -> No
 def test_the_next_command_is_named() -> None:
     """The library advises calls; who types needs commands."""
     call = "topic 'x' does not exist; create it with `await broker.ensure('x'{})`"
-    said = "topic 'x' does not exist; `couturier topics ensure x --group {}` creates it"
+    said = (
+        "topic 'x' does not exist; `couturier topics ensure x --group {}` creates it, as do `couturier worker`"
+        " and `couturier client send`, unless COUTURIER_CREATE=false"
+    )
     assert last_words(NotFound(call.format(""))) == said.format("GROUP")
     assert last_words(NotFound(call.format(", group='g'"))) == said.format("g")
     assert last_words(PermissionDenied("no")) == "no; `couturier doctor` looks closer"
