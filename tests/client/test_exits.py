@@ -38,8 +38,8 @@ def test_the_next_command_is_named() -> None:
     """The library advises calls; who types needs commands."""
     call = "topic 'x' does not exist; create it with `await broker.ensure('x'{})`"
     said = (
-        "topic 'x' does not exist; `couturier topics ensure x --group {}` creates it, as do `couturier worker`"
-        " and `couturier client send`, unless COUTURIER_CREATE=false"
+        "topic 'x' does not exist; `couturier topics ensure x --group {}` creates it, as do"
+        " `couturier worker` and `couturier client send`, unless COUTURIER_CREATE=false"
     )
     assert last_words(NotFound(call.format(""))) == said.format("GROUP")
     assert last_words(NotFound(call.format(", group='g'"))) == said.format("g")
