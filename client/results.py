@@ -7,6 +7,7 @@ other content is counted and reported, never stored.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -270,10 +271,16 @@ async def wait_for(ids: Sequence[str], timeout: float, url: str | None = None) -
 
 
 def _find(path: Path, ids: Iterable[str]) -> dict[str, ResultRow]:
-    if not path.exists():
+    if not path.exists() or _is_blank(path):
         return {}
     with ResultsReader(path) as reader:
         return {row.message_id: row for row in reader.find(ids)}
+
+
+def _is_blank(path: Path) -> bool:
+    """Whether a file is there in which the first worker has made no table yet."""
+    with guarded(path), contextlib.closing(sqlite3.connect(path)) as db:
+        return db.execute("SELECT 1 FROM sqlite_master").fetchone() is None
 
 
 def _check_schema(db: sqlite3.Connection, path: Path) -> None:
