@@ -266,13 +266,12 @@ async def test_results_are_waited_for(path: Path, row: Row) -> None:
     assert caught.value.missing == ("never",)
 
 
-@pytest.mark.anyio
-async def test_a_file_in_which_no_table_is_yet_is_waited_for(path: Path, row: Row) -> None:
+def test_a_file_in_which_no_table_is_yet_is_waited_for(path: Path, row: Row) -> None:
     """Whoever waits may look between the making of the file and that of its tables."""
     path.touch()
     with pytest.raises(ResultsTimeout):
-        await wait_for(["a"], 0.0, f"sqlite:///{path}")
+        asyncio.run(wait_for(["a"], 0.0, f"sqlite:///{path}"))
     writer = ResultsWriter(path)
     writer.write([row("a")])
     writer.close()
-    assert [each.message_id for each in await wait_for(["a"], 0.0, f"sqlite:///{path}")] == ["a"]
+    assert [each.message_id for each in asyncio.run(wait_for(["a"], 0.0, f"sqlite:///{path}"))] == ["a"]
