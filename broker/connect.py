@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-import re
 from collections.abc import AsyncIterator, Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -13,7 +12,7 @@ from urllib.parse import parse_qsl, urlsplit
 from .claim_check import ClaimCheck
 from .claims import ClaimStore
 from .drivers.base import Driver, Order, Start
-from .drivers.options import public_url
+from .drivers.options import check_name, public_url
 from .errors import BrokerError, Closed, PublishError
 from .limits import MAX_BYTES, MAX_IN_FLIGHT, Limits, check_message
 from .message import Capabilities, Delivery, GroupStats, Lag, Message, Receipt, TopicInfo
@@ -34,8 +33,6 @@ _DRIVERS = {
 # A backend gets so much in one call: more is stored in one go, and held in memory until it is.
 _SEND_MESSAGES = 10_000
 _SEND_BYTES = 16 * 1024 * 1024
-# What Kafka topics (249 characters) and Pub/Sub names (a letter first) both take, with room for ".dlq".
-_NAME = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,119}")
 
 
 def connect(url: str | None = None, *, claim_check: str | None = None) -> Broker:
@@ -290,10 +287,11 @@ class Broker:
 
     def _ready(self, topic: str | None = None, group: str | None = None) -> ClaimCheck:
         for what, name in (("topic", topic), ("group", group)):
-            if name is not None and not _NAME.fullmatch(name):
-                raise ValueError(
-                    f"{what} {name!r}: a name is a letter, then letters, digits and . _ -, 120 at most"
-                )
+            if name is not None:
+                try:
+                    check_name(name)
+                except ValueError as error:
+                    raise ValueError(f"{what} {name!r}: {error}") from None
         if not self._opened:
             raise Closed("the broker is not open; use `async with connect(...) as broker`")
         return self._driver

@@ -26,6 +26,7 @@ _SCHEME = re.compile(r"([a-z][a-z0-9+.-]*):(//)?(.*)", re.IGNORECASE | re.DOTALL
 # Domain-scoped ids have a dot and a colon. Source: cloud.google.com, "Creating and managing projects".
 _PROJECT = re.compile(r"[A-Za-z0-9][A-Za-z0-9.:-]*")
 _HOST = re.compile(r"[\w.-]+")
+# What Kafka topics (249 characters) and Pub/Sub names (a letter first) both take, with room for ".dlq".
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,119}")
 
 

@@ -25,16 +25,6 @@ def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
         yield bench
 
 
-@pytest.fixture
-def topic(bench: Bench) -> str:
-    return bench.topic()
-
-
-@pytest.fixture
-def sub(bench: Bench, topic: str) -> str:
-    return bench.sub(topic)
-
-
 def test_a_subscription_sees_what_is_published_after_its_creation(bench: Bench, topic: str) -> None:
     """Messages arrive with id, time, key and attributes; earlier ones do not."""
     bench.publish(topic, "early")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
@@ -15,32 +14,9 @@ from google.api_core.exceptions import (
 from google.cloud import pubsub_v1
 from google.pubsub_v1 import types
 
-from .fake_pubsub import FakePubSub
 from .fake_pubsub_bench import Bench, OpenStream, wait_until
 
 Message = pubsub_v1.subscriber.message.Message
-
-
-@pytest.fixture
-def fake() -> Iterator[FakePubSub]:
-    with FakePubSub() as fake:
-        yield fake
-
-
-@pytest.fixture
-def bench(fake: FakePubSub) -> Iterator[Bench]:
-    with Bench(fake.host, fake) as bench:
-        yield bench
-
-
-@pytest.fixture
-def topic(bench: Bench) -> str:
-    return bench.topic()
-
-
-@pytest.fixture
-def sub(bench: Bench, topic: str) -> str:
-    return bench.sub(topic)
 
 
 TOO_MUCH: dict[str, dict[str, Any]] = {

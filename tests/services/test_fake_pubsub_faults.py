@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
@@ -17,28 +16,6 @@ from .fake_pubsub import FakePubSub
 from .fake_pubsub_bench import Bench, OpenStream, wait_until
 
 Message = pubsub_v1.subscriber.message.Message
-
-
-@pytest.fixture
-def fake() -> Iterator[FakePubSub]:
-    with FakePubSub() as fake:
-        yield fake
-
-
-@pytest.fixture
-def bench(fake: FakePubSub) -> Iterator[Bench]:
-    with Bench(fake.host, fake) as bench:
-        yield bench
-
-
-@pytest.fixture
-def topic(bench: Bench) -> str:
-    return bench.topic()
-
-
-@pytest.fixture
-def sub(bench: Bench, topic: str) -> str:
-    return bench.sub(topic)
 
 
 def test_the_next_calls_fail_as_scripted(fake: FakePubSub, bench: Bench, topic: str, sub: str) -> None:

@@ -23,16 +23,6 @@ def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
         yield bench
 
 
-@pytest.fixture
-def topic(bench: Bench) -> str:
-    return bench.topic()
-
-
-@pytest.fixture
-def sub(bench: Bench, topic: str) -> str:
-    return bench.sub(topic)
-
-
 def test_a_seek_to_a_time_brings_back_what_the_topic_retains(bench: Bench) -> None:
     """Into the past: the acked return; into the future: all counts as acked."""
     topic = bench.topic(message_retention_duration=timedelta(minutes=10))
