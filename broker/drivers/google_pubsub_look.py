@@ -34,6 +34,8 @@ _LOOK_S = 60.0
 # once what there is; the service may have messages and answer without.
 _EMPTY_PULLS = 2
 _EMPTY_S = 2.0
+# With the pauses between them longer than gRPC takes to connect again after a short outage.
+_TRIES = 8
 # Bodies held while sorting.
 _SORTED_BYTES = 256 * 1024 * 1024
 _SORTED_MESSAGES = 100_000
@@ -166,8 +168,9 @@ class Look:
             return_immediately=at_once,
         )
         try:
+            # Pulls have a connection of their own, which may still be down when the other one is up again.
             answer = await self._rpc.call(
-                "Pull", asked, "receiving a copy", timeout=CALL_S if at_once else _EMPTY_S
+                "Pull", asked, "receiving a copy", timeout=CALL_S if at_once else _EMPTY_S, tries=_TRIES
             )
         except DeadlineExceeded:
             return []
