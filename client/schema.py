@@ -11,6 +11,7 @@ import struct
 import zlib
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
+from uuid import UUID, uuid5
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
@@ -25,6 +26,12 @@ CLASSIFIED = "dev.couturier.image.classified.v1"
 SOURCE = "/couturier/client"
 # RFC 3339 text; a message past it ends as a row with status "expired".
 EXPIRES = "couturier-expires"
+# On a result that travels: the id of its request.
+MESSAGE_ID = "couturier-message-id"
+# How long a new result topic keeps what nobody has received, unless told otherwise.
+RESULTS_KEPT_S = 7 * 86_400.0
+_RESULT_SOURCE = "/couturier/worker"
+_RESULT_IDS = UUID("5d0c2f0e-6f7e-5b52-9a44-3a6f5f0f8f11")
 
 Status = Literal["ok", "abstained", "expired"]
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -148,6 +155,21 @@ class ClassifyResult(BaseModel):
     latency_s: float
     created_at: datetime
 
+    @classmethod
+    def from_message(cls, message: Message) -> Self | None:
+        """Return the result that an event of a result topic carries, or None if it carries none.
+
+        Columns of a later version are left out.
+        """
+        if message.type != CLASSIFIED:
+            return None
+        try:
+            columns = json.loads(message.data)
+            result = cls.model_validate({name: columns.get(name) for name in cls.model_fields})
+        except (ValueError, AttributeError, RecursionError):
+            return None
+        return result if result.message_id == message.attributes.get(MESSAGE_ID) else None
+
 
 class ResultRow(NamedTuple):
     """One row, as every sink stores it; the fields are those of ``ClassifyResult``.
@@ -181,6 +203,27 @@ class ResultRow(NamedTuple):
     def to_dict(self) -> dict[str, Any]:
         """Return the columns by name, for JSON."""
         return {**self._asdict(), "tags": json.loads(self.tags)}
+
+    def to_message(self) -> Message:
+        """Return the event that carries this row to a result topic.
+
+        A row of the same request, from whichever worker, makes an event with the same id.
+
+        Raises:
+            ValueError: a value cannot be written as JSON.
+        """
+        name = self.message_id.encode("utf-8", "backslashreplace").decode()
+        return Message(
+            data=json.dumps(self.to_dict(), allow_nan=False).encode(),
+            key=self.key,
+            attributes={MESSAGE_ID: self.message_id},
+            id=str(uuid5(_RESULT_IDS, name)),
+            content_type="application/json",
+            type=CLASSIFIED,
+            source=_RESULT_SOURCE,
+            subject=self.subject,
+            time=datetime.fromisoformat(self.created_at),
+        )
 
     def result(self) -> ClassifyResult:
         """Return this row in its public form."""

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import AfterValidator, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from broker import settings
 from broker.drivers.options import check_name
+from broker.limits import days
 from broker.settings import broker_url, home
 
-from .results import default_url, sqlite_path
+from .results import Results, open_results, readable_url
+
+if TYPE_CHECKING:
+    from broker import Broker
 
 Name = Annotated[str, AfterValidator(check_name)]
 
@@ -30,20 +33,61 @@ class ClientSettings(BaseSettings):
     create: bool = Field(
         default=True, validation_alias="COUTURIER_CREATE", description="create a missing topic and group"
     )
+    retention_days: float | None = Field(
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        validation_alias="COUTURIER_RETENTION",
+        description="days for which a new topic keeps images, classified or not; the broker's own if unset",
+    )
+    letters_days: float | None = Field(
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        validation_alias="COUTURIER_DLQ_RETENTION",
+        description="the same of a new dead-letter topic",
+    )
     sink_url: str | None = Field(
         default=None,
         repr=False,  # it may hold a password
         validation_alias="SINK_URL",
-        description="where the workers write results",
+        description="where the workers write results; several, separated by commas",
     )
 
-    def results_path(self) -> Path:
-        """Return the results file.
+    workers: str | None = Field(
+        default=None,
+        validation_alias="COUTURIER_WORKERS",
+        description="workers elsewhere that `couturier status` asks: `host:port`, separated by commas",
+    )
+
+    async def ensure(self, broker: Broker) -> None:
+        """Create topic, group and the place of its dead letters where they are missing.
 
         Raises:
-            ValueError: ``SINK_URL`` names no SQLite file.
+            ValueError: the backend cannot keep messages for as long as is set.
         """
-        return sqlite_path(self.sink_url or default_url())
+        from broker import OPERATORS, dead_letter_topic
+
+        letters = dead_letter_topic(self.topic, self.group)
+        await broker.ensure(self.topic, self.group, retention=days(self.retention_days))
+        await broker.ensure(letters, OPERATORS, retention=days(self.letters_days))
+
+    def results_url(self) -> str:
+        """Return where results can be read; of several places the first that can.
+
+        Raises:
+            ValueError: ``SINK_URL`` names none.
+        """
+        return readable_url(self.sink_url)
+
+    def open_results(self) -> Results:
+        """Open the results for reading.
+
+        Raises:
+            ValueError: ``SINK_URL`` names nothing that can be read, or its login does not work.
+            StoreError: there are no results, or something else.
+        """
+        return open_results(self.results_url())
 
 
 def load(**overrides: Any) -> ClientSettings:

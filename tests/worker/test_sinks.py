@@ -9,49 +9,22 @@ import json
 import multiprocessing
 import resource
 import sqlite3
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from sink_bench import opened, row
 
 from broker import Unavailable
 from client import StoreError
 from client.results import WriteReport
 from client.schema import ResultRow
-from worker import Sink, SinkUnavailable, open_sink
+from worker import SinkUnavailable, open_sink
 from worker.sinks import jsonl, write_patiently
 from worker.sinks.console import ConsoleSink
 from worker.sinks.jsonl import JsonlSink
 from worker.sinks.sqlite import SqliteSink
 
 pytestmark = pytest.mark.anyio
-
-
-def row(message_id: str, **columns: object) -> ResultRow:
-    usual = ResultRow._make([None] * len(ResultRow._fields))._replace(
-        status="ok",
-        label="Coat",
-        tags="[]",
-        model_hash="abc",
-        source="/test",
-        attempt=1,
-        worker="host-1",
-        queue_s=0.1,
-        process_s=0.2,
-        latency_s=0.3,
-        created_at="2026-01-02T03:04:05+00:00",
-    )
-    return usual._replace(message_id=message_id, **columns)
-
-
-@asynccontextmanager
-async def opened(sink: Sink) -> AsyncIterator[Sink]:
-    await sink.open()
-    try:
-        yield sink
-    finally:
-        await sink.aclose()
 
 
 def stored(url: str) -> list[str]:
@@ -198,7 +171,7 @@ async def test_the_console_prints_json_lines_in_a_pipe_and_short_lines_on_a_term
 
 @pytest.mark.parametrize(
     "url",
-    ["postgresql://host/db", "results.db", "jsonl://results", "jsonl:///", "sqlite://x", "topic:out", ""],
+    ["results.db", "jsonl://results", "jsonl:///", "sqlite://x", "console:x", "redis://host", ""],
 )
 def test_a_sink_that_is_unknown_is_named_with_what_works(url: str) -> None:
     """The error says which variable, and what would do."""

@@ -16,7 +16,7 @@ _LONGEST_WAIT_S = 1.0
 
 
 class SinkUnavailable(Exception):  # noqa: N818 - reads as the state it names, like broker.Unavailable
-    """The sink does not take anything at the moment; nothing of the write was stored, or all of it."""
+    """The sink does not take anything at the moment; what of the write was stored is not known."""
 
 
 class Sink(Protocol):

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from client.errors import StoreError
+from client.results.table import Content, content, judge
 from client.schema import ResultRow
 
 from .base import SinkUnavailable, WriteReport
@@ -35,7 +36,7 @@ class JsonlSink:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="sink")
         self._file = -1
         self._known_bytes = 0
-        self._seen: dict[str, tuple[object, object]] = {}
+        self._seen: dict[str, Content] = {}
 
     async def open(self) -> None:
         """Open or create the file and read the ids in it."""
@@ -73,25 +74,19 @@ class JsonlSink:
         with _Locked(self._file):
             self._catch_up()
             refused: dict[str, str] = {}
-            conflicts: list[str] = []
-            fresh: dict[str, tuple[object, object]] = {}
+            fresh: dict[str, Content] = {}
             lines: list[bytes] = []
             for row in rows:
-                content = (row.label, row.model_hash)
-                known = self._seen.get(row.message_id) or fresh.get(row.message_id)
-                if known is not None:
-                    if known != content:
-                        conflicts.append(row.message_id)
+                if row.message_id in self._seen or row.message_id in fresh or row.message_id in refused:
                     continue
                 try:
                     lines.append(json.dumps(row.to_dict(), allow_nan=False).encode() + b"\n")
-                    fresh[row.message_id] = content
+                    fresh[row.message_id] = content(row)
                 except (ValueError, TypeError) as error:
                     refused[row.message_id] = f"{type(error).__name__}: {error}"
             self._append(b"".join(lines))
             self._seen.update(fresh)
-        identical = len(rows) - len(fresh) - len(conflicts) - len(refused)
-        return WriteReport(len(fresh), identical, tuple(conflicts), refused)
+        return judge(rows, len(fresh), self._seen, refused)
 
     def _append(self, data: bytes) -> None:
         """Write at the end, all or nothing."""

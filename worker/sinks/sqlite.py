@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from pathlib import Path
+from typing import TypeVar
 
 from client.errors import StoreError
 from client.results import ResultsWriter
 from client.schema import ResultRow
 
 from .base import SinkUnavailable, WriteReport
+
+T = TypeVar("T")
 
 
 class SqliteSink:
@@ -36,12 +40,15 @@ class SqliteSink:
 
     async def write(self, rows: Sequence[ResultRow]) -> WriteReport:
         """Store rows in one transaction, durably."""
-        assert self._writer is not None, "open() comes first"
-        loop = asyncio.get_running_loop()
-        try:
-            return await loop.run_in_executor(self._thread, self._writer.write, rows)
-        except StoreError as error:
-            raise SinkUnavailable(str(error)) from error
+        return await self._do(lambda writer: writer.write(rows))
+
+    async def claim_pruning(self, now: datetime, every_s: float, before: datetime) -> bool:
+        """Say whether it is this worker's turn to remove old rows, and if so note what will be missing."""
+        return await self._do(lambda writer: writer.claim_pruning(now, every_s, before))
+
+    async def prune(self, before: datetime, at_most: int) -> int:
+        """Remove some rows that were made before a time; return how many."""
+        return await self._do(lambda writer: writer.prune(before, at_most))
 
     async def aclose(self) -> None:
         """Close the file once the running write is done."""
@@ -49,3 +56,10 @@ class SqliteSink:
             writer, self._writer = self._writer, None
             await asyncio.get_running_loop().run_in_executor(self._thread, writer.close)
         self._thread.shutdown(wait=False)
+
+    async def _do(self, job: Callable[[ResultsWriter], T]) -> T:
+        assert self._writer is not None, "open() comes first"
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, job, self._writer)
+        except StoreError as error:
+            raise SinkUnavailable(str(error)) from error
