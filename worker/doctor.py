@@ -28,13 +28,18 @@ def doctor(
     probe: Annotated[
         bool, typer.Option("--probe", help="Send a message through a topic of its own; compare clocks.")
     ] = False,
+    of_self: Annotated[
+        bool, typer.Option("--self", help="Look at the workers that run here, and what they stand on.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
 ) -> None:
-    """Check that this machine and its broker are ready.
+    """Check that this machine and its broker are ready; with --self, that the workers that run here are well.
 
     Exits 1 when something that a worker needs fails, and says what to do.
     """
-    findings = list(_examine(workers or os.cpu_count() or 1, probe))
+    if of_self and (probe or workers is not None):
+        raise typer.BadParameter("--self looks at no broker; leave out --probe and --workers")
+    findings = list(_examine_self() if of_self else _examine(workers or os.cpu_count() or 1, probe))
     if as_json:
         typer.echo(json.dumps([asdict(each) for each in findings], indent=2))
     else:
@@ -69,6 +74,17 @@ def _examine(workers: int, probe: bool) -> Iterator[Finding]:
             yield Finding(what, "missing" if optional else "failed", str(error) or type(error).__name__)
 
 
+def _examine_self() -> Iterator[Finding]:
+    from .doctor_broker import Finding
+    from .doctor_self import examine_self
+    from .settings import load
+
+    try:
+        yield from examine_self(load())
+    except ValueError as error:
+        yield Finding("settings", "failed", str(error), "`couturier config show` lists what is set")
+
+
 def _look_at_python(_: WorkerSettings) -> str:
     from importlib.metadata import version
 
@@ -78,7 +94,7 @@ def _look_at_python(_: WorkerSettings) -> str:
 def _look_at_sink(settings: WorkerSettings) -> str:
     import asyncio
 
-    from broker.drivers.options import public_url
+    from client.results import public_urls
 
     from .sinks import open_sink
 
@@ -86,7 +102,7 @@ def _look_at_sink(settings: WorkerSettings) -> str:
         sink = open_sink(settings.sink_url)
         await sink.open()
         await sink.aclose()
-        return f"{public_url(settings.sink_url)} can be written"
+        return f"{public_urls(settings.sink_url)} can be written"
 
     return asyncio.run(open_it())
 

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
+import signal
 import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -12,9 +18,10 @@ from uuid import uuid4
 import pytest
 
 from broker import connect
+from client.workers import ask, listed
 from tests.commands import Run, env, run
-from tests.services import KafkaService, PubSubService
-from worker import doctor_broker
+from tests.services import KafkaService, PostgresService, PubSubService
+from worker import doctor_broker, doctor_self
 from worker.settings import load
 
 __all__ = ["env", "run"]
@@ -150,3 +157,87 @@ def test_no_password_is_ever_shown(run: Run) -> None:
     assert done.returncode == 1
     assert "postgresql://***@host/db" in done.stdout
     assert "hunter2" not in done.stdout + done.stderr
+
+
+def test_a_postgresql_sink_is_opened(run: Run, postgres_service: PostgresService) -> None:
+    """It connects and finds, or makes, the table."""
+    url = postgres_service.new_database()
+    found = findings(run, SINK_URL=url)["results"]
+    assert found["state"] == "ok"
+    assert "can be written" in found["detail"]
+    missing = findings(run, code=1, SINK_URL="postgresql://bob:hunter2@127.0.0.1:1/db")["results"]
+    assert missing["state"] == "failed"
+    assert "hunter2" not in str(missing)
+
+
+PATIENCE_S = 90.0
+
+
+@pytest.fixture
+def worker(env: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[subprocess.Popen[bytes]]:
+    """A real worker that is ready; it runs on the embedded queue."""
+    monkeypatch.setenv("COUTURIER_HOME", env["COUTURIER_HOME"])
+    with subprocess.Popen(
+        [sys.executable, "-m", "couturier", "worker"], env=env, stderr=subprocess.PIPE
+    ) as process:
+        deadline = time.monotonic() + PATIENCE_S
+        while not (found := listed()) or ask(found[0].url, "/readyz").code != 200:
+            assert process.poll() is None, process.stderr and process.stderr.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        yield process
+        process.kill()
+
+
+def test_of_itself_it_knows_the_workers_that_run_here(
+    run: Run, worker: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Well, of another version, and hanging."""
+    found = findings(run, "--self")
+    assert found["worker"]["state"] == "ok"
+    assert "running, couturier" in found["worker"]["detail"]
+    assert "all use fashion-cnn" in found["models"]["detail"]
+    assert {"files", "disk", "memory", "cores", "clock"} <= set(found)
+    monkeypatch.setattr(doctor_self, "version", lambda _: "99.9")
+    other = findings(run, "--self")["worker"]
+    assert (other["state"], "this is 99.9" in other["detail"]) == ("warning", True)
+    worker.send_signal(signal.SIGSTOP)
+    frozen = findings(run, "--self", code=1)["worker"]
+    assert (frozen["state"], "does not answer" in frozen["detail"]) == ("failed", True)
+    assert f"kill -KILL {worker.pid}" in frozen["next"]
+    worker.send_signal(signal.SIGCONT)
+
+
+def test_of_itself_without_workers(run: Run) -> None:
+    """It says how to start one, and looks at no broker."""
+    found = findings(run, "--self", BROKER_URL="kafka://127.0.0.1:1")
+    assert (found["workers"]["state"], "couturier worker" in found["workers"]["next"]) == ("missing", True)
+    assert "broker" not in found
+    assert run("doctor", "--self", "--probe").returncode == 2
+
+
+def test_of_the_machine_it_knows_what_is_scarce(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk fails; small limits of memory, cores and files warn."""
+    (tmp_path / "memory.max").write_text("104857600\n")
+    (tmp_path / "cpu.max").write_text("50000 100000\n")
+    monkeypatch.setattr(doctor_self, "_CGROUP", tmp_path)
+    monkeypatch.setattr(doctor_self, "_FILES", 10**9)
+    monkeypatch.setattr(doctor_self, "_FULL_DISK_BYTES", shutil.disk_usage(tmp_path).total * 2)
+    monkeypatch.setattr(doctor_self, "_LOW_DISK_BYTES", shutil.disk_usage(tmp_path).total * 2)
+    sink = f"jsonl:///{tmp_path}/rows.jsonl"
+    found = findings(run, "--self", code=1, SINK_URL=sink)
+    assert {name: found[name]["state"] for name in ("files", "disk", "memory", "cores")} == {
+        "files": "warning",
+        "disk": "failed",
+        "memory": "warning",
+        "cores": "warning",
+    }
+    assert "0.1 GiB in this container" in found["memory"]["detail"]
+    assert "0.5 core(s)" in found["cores"]["detail"]
+    assert "results" in found["disk"]["detail"]
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "cpu.max").write_text("max 100000\n")
+    found = findings(run, "--self", code=1, SINK_URL=sink)
+    assert "this machine" in found["memory"]["detail"]
