@@ -19,8 +19,8 @@ from .errors import Closed
 from .limits import MAX_BYTES, MAX_IN_FLIGHT
 from .message import Capabilities, Delivery, GroupStats, Lag, Message, Receipt, Redelivery, TopicInfo
 from .processing.batcher import Batching
-from .processing.loop import Totals
 from .processing.outcomes import Outcome, RetryPolicy
+from .processing.watch import Totals
 from .subscription import Subscription
 
 BlockingHandler = Callable[[Sequence[Delivery]], Sequence[Outcome]]
@@ -78,10 +78,23 @@ class BlockingBroker(_Behind):
         return self._broker.address
 
     def ensure(
-        self, topic: str, group: str | None = None, *, partitions: int = 12, start: Start = "earliest"
+        self,
+        topic: str,
+        group: str | None = None,
+        *,
+        partitions: int = 12,
+        start: Start = "earliest",
+        retention: float | None = None,
     ) -> None:
         """Create topic and group where they are missing."""
-        self._portal.call(partial(self._broker.ensure, topic, group, partitions=partitions, start=start))
+        ensure = self._broker.ensure
+        self._portal.call(
+            partial(ensure, topic, group, partitions=partitions, start=start, retention=retention)
+        )
+
+    def remove_group(self, topic: str, group: str) -> None:
+        """Forget a group and what it had before it."""
+        self._portal.call(self._broker.remove_group, topic, group)
 
     def publish(self, topic: str, messages: Sequence[Message]) -> list[Receipt]:
         """Store messages; return once every one of them is stored."""

@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import nullcontext
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 from urllib.parse import parse_qsl, urlsplit
 
+from . import tracing
 from .claim_check import ClaimCheck
 from .claims import ClaimStore
 from .drivers.base import Driver, Order, Start
 from .drivers.options import check_name, public_url
 from .errors import BrokerError, Closed, PublishError
-from .limits import MAX_BYTES, MAX_IN_FLIGHT, Limits, check_message
+from .limits import DAY_S, MAX_BYTES, MAX_IN_FLIGHT, Limits, check_message, check_retention
+from .logs import log
 from .message import Capabilities, Delivery, GroupStats, Lag, Message, Receipt, TopicInfo
 from .processing.batcher import Batching
 from .processing.outcomes import RetryPolicy
+from .sending import store
 from .subscription import Subscription
 
 if TYPE_CHECKING:
-    from .processing.loop import Handler, Totals
+    from .processing.handling import Handler
+    from .processing.watch import Totals
 
 # Scheme to "module:factory"; a factory takes (url, options) and is imported on first use.
 _DRIVERS = {
@@ -30,9 +35,6 @@ _DRIVERS = {
     "pubsub": "broker.drivers.google_pubsub:from_url",
     "sqlite": "broker.drivers.sqlite:from_url",
 }
-# A backend gets so much in one call: more is stored in one go, and held in memory until it is.
-_SEND_MESSAGES = 10_000
-_SEND_BYTES = 16 * 1024 * 1024
 
 
 def connect(url: str | None = None, *, claim_check: str | None = None) -> Broker:
@@ -90,6 +92,7 @@ class Broker:
     def __init__(self, driver: Driver, claims: ClaimStore | None = None) -> None:
         self._driver = ClaimCheck(driver, claims)
         self._opened = False
+        self._kept_otherwise: set[str] = set()
 
     async def __aenter__(self) -> Self:
         await self._driver.open()
@@ -118,7 +121,13 @@ class Broker:
             await self._driver.aclose()
 
     async def ensure(
-        self, topic: str, group: str | None = None, *, partitions: int = 12, start: Start = "earliest"
+        self,
+        topic: str,
+        group: str | None = None,
+        *,
+        partitions: int = 12,
+        start: Start = "earliest",
+        retention: float | None = None,
     ) -> None:
         """Create topic and group where they are missing; the one call that does.
 
@@ -130,13 +139,37 @@ class Broker:
             group: as for ``topic``; None creates the topic alone.
             partitions: of a new topic, on backends that have them.
             start: where a new group begins.
+            retention: seconds for which a new topic keeps messages; what is older goes, settled or not.
+                None means the backend's own. A topic that is there keeps its own, which is logged.
+
+        Raises:
+            ValueError: a name or a number that cannot be, or a retention that the backend cannot keep.
         """
         if start not in ("earliest", "latest"):
             raise ValueError(f"start must be 'earliest' or 'latest', not {start!r}")
         if partitions < 1:
             raise ValueError(f"partitions must be at least 1, not {partitions}")
         driver = self._ready(topic, group)
-        await driver.admin.ensure(topic, group, partitions, start)
+        if retention is not None:
+            check_retention(retention, driver.capabilities)
+        kept = await driver.admin.ensure(topic, group, partitions, start, retention)
+        if retention is not None and kept is not None and topic not in self._kept_otherwise:
+            self._kept_otherwise.add(topic)
+            log.warning(
+                "topic %r was there and keeps messages for %g days, not %g; change it with the tools of the"
+                " broker, or delete it first",
+                topic, kept / DAY_S, retention / DAY_S,
+            )  # fmt: skip
+
+    async def remove_group(self, topic: str, group: str) -> None:
+        """Forget a group and what it had before it; silent if there is none.
+
+        Its members, if there are any, get ``NotFound``; on Kafka a group that has members stays.
+
+        Raises:
+            BrokerError: the backend knows that the group is in use.
+        """
+        await self._ready(topic, group).admin.remove_group(topic, group)
 
     async def publish(self, topic: str, messages: Sequence[Message]) -> list[Receipt]:
         """Store messages; return once the broker has stored every one of them.
@@ -159,20 +192,10 @@ class Broker:
                 valid.append(message)
             else:
                 failed[message.id] = problem
-        receipts: list[Receipt] = []
-        for first, chunk in _chunks(valid):
-            try:
-                answers = await driver.send(topic, chunk)
-            except BrokerError as error:
-                if not receipts:
-                    raise
-                failed.update((message.id, error) for message in valid[first:])
-                break
-            for message, answer in zip(chunk, answers, strict=True):
-                if isinstance(answer, Receipt):
-                    receipts.append(answer)
-                else:
-                    failed[message.id] = answer
+        spans = tracing.spans()
+        sending = spans.send(topic, valid, driver.capabilities) if spans else nullcontext(valid)
+        with sending as traced:
+            receipts = await store(driver, topic, traced, failed)
         if failed:
             raise PublishError(failed)
         return receipts
@@ -228,7 +251,8 @@ class Broker:
             group: ensured before.
             handler: ``async def handler(deliveries) -> outcomes``.
             batch: size, wait and cost of a batch.
-            retry: how often and how soon a failed message comes again.
+            retry: how often and how soon a failed message comes again, and when many failures are taken for
+                an outage of something else.
             dead_letter: send what cannot succeed to ``<topic>.<group>.dlq``, created together with its
                 standing group ``operators`` before the first message is taken. False drops it, logged.
             stop: set it to drain: intake ends, what is held is finished, the call returns.
@@ -243,8 +267,9 @@ class Broker:
         """
         from .processing.loop import Processor
 
-        processor = Processor(self, topic, group, handler, batch or Batching(), retry or RetryPolicy())
-        return await processor.run(dead_letter, stop or asyncio.Event(), drain_timeout)
+        return await Processor(self, topic, group, handler, batch, retry).run(
+            dead_letter, stop, drain_timeout
+        )
 
     async def stats(self, topic: str, group: str) -> GroupStats:
         """Count what ``group`` has before it.
@@ -295,15 +320,3 @@ class Broker:
         if not self._opened:
             raise Closed("the broker is not open; use `async with connect(...) as broker`")
         return self._driver
-
-
-def _chunks(messages: Sequence[Message]) -> Iterator[tuple[int, Sequence[Message]]]:
-    """Yield what one call of a backend takes, with the index of its first message."""
-    first = size = 0
-    for index, message in enumerate(messages):
-        size += len(message.data)
-        if index > first and (size > _SEND_BYTES or index - first == _SEND_MESSAGES):
-            yield first, messages[first:index]
-            first, size = index, len(message.data)
-    if messages:
-        yield first, messages[first:]

@@ -11,6 +11,7 @@ from .message import Capabilities, Message
 
 MAX_IN_FLIGHT = 1000
 MAX_BYTES = 256 * 1024 * 1024
+DAY_S = 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,28 @@ def check_message(message: Message, capabilities: Capabilities) -> BrokerError |
     # Most messages have none of the one and are plain in the other; looking at each field costs more.
     problem = _check_attributes(message.attributes, capabilities) if message.attributes != {} else None
     return problem or (None if _is_plain(message) else _check_fields(message))
+
+
+def days(count: float | None) -> float | None:
+    """Return so many days in seconds; None is None."""
+    return None if count is None else count * DAY_S
+
+
+def check_retention(seconds: float, capabilities: Capabilities) -> None:
+    """Return if topics of the backend can be told to keep messages for so long.
+
+    Raises:
+        ValueError: they cannot.
+    """
+    backend, bounds = capabilities.backend, capabilities.retention
+    said = (
+        f"a retention of {seconds / DAY_S:g} days (COUTURIER_RETENTION, COUTURIER_DLQ_RETENTION, --retention)"
+    )
+    if bounds is None:
+        raise ValueError(f"{said}: the {backend} backend cannot be told how long to keep messages; unset it")
+    if not bounds[0] <= seconds <= bounds[1]:
+        least, most = (f"{each / DAY_S:.3g}" for each in bounds)
+        raise ValueError(f"{said}: the {backend} backend can keep messages for {least} to {most} days")
 
 
 def _is_plain(message: Message) -> bool:

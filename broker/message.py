@@ -242,6 +242,7 @@ class Capabilities:
         max_attributes: most attributes of one message.
         max_attribute_bytes: longest attribute value, UTF-8.
         max_attribute_name_bytes: longest attribute name, UTF-8.
+        retention: shortest and longest ``ensure(retention=...)``, seconds; None: a topic cannot be given one.
     """
 
     backend: str
@@ -256,6 +257,7 @@ class Capabilities:
     max_attributes: int
     max_attribute_bytes: int
     max_attribute_name_bytes: int
+    retention: tuple[float, float] | None = None
 
 
 def made(kind: type[T], count: int, **columns: Iterable[Any]) -> list[T]:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Self
 
-from broker import Broker, BrokerError, Message, PublishError, RetryPolicy
+from broker import Broker, BrokerError, Closed, Message, PublishError, RetryPolicy
 from broker.message import uuid7
 
+from .answers import Answers
 from .ledger import Ledger
-from .results import wait_for
+from .results import default_url, readable_url, sink_urls, topic_name, wait_for
 from .schema import ClassifyRequest, ClassifyResult
 from .sources.base import Submission
 
@@ -25,6 +28,8 @@ _FIRST_BATCH_MESSAGES = 64
 # At a given rate a batch is what is due in this time, so that the pace is even.
 _TICK_S = 0.1
 _OUTAGE = RetryPolicy(base=0.1, cap=5.0)
+_TOPIC = "topic:"
+_DATABASES = ("sqlite:", "postgresql:", "postgres:")
 
 
 @dataclass(slots=True)
@@ -51,11 +56,16 @@ class SendReport:
 class Client:
     """Sends images to a topic and waits for what becomes of them.
 
+    Results are read from the first place of ``results_url`` that can be read: a database, or a result topic
+    (``topic:NAME``) on this broker. For a topic open the client with ``async with`` before the first image:
+    only then are answers collected, those to what this client submits or waits for.
+
     Args:
         broker: open.
         topic: ensured before.
         ledger: where to write down what is sent; None keeps no books.
-        results_url: where the workers write, as in ``SINK_URL``; None means the default place.
+        results_url: where the workers write, as in ``SINK_URL``; None reads that variable, and unset means
+            the default place.
         outage_s: how long an unavailable broker is waited for, seconds.
     """
 
@@ -72,6 +82,26 @@ class Client:
         self._ledger = ledger
         self._results_url = results_url
         self._outage_s = outage_s
+        self._answers: Answers | None = None
+
+    async def __aenter__(self) -> Self:
+        """Begin to collect answers, if results come by a topic.
+
+        Raises:
+            ValueError: ``results_url`` does not work.
+            BrokerError: the result topic, or a group on it, cannot be made.
+        """
+        place = self._results_place()
+        if place.startswith(_TOPIC):
+            self._answers = await Answers(self._broker, topic_name(place)).__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        answers, self._answers = self._answers, None
+        if answers is not None:
+            await answers.__aexit__(kind, error, trace)
 
     async def submit(self, images: Iterable[Image]) -> list[str]:
         """Publish a few images; return their message ids, in order, once the broker stored all of them.
@@ -82,11 +112,16 @@ class Client:
         """
         submissions = [_submission(each) for each in images]
         refused: dict[str, BrokerError] = {}
+        if self._answers is not None:
+            # Before they are sent: a worker may be quicker than this call.
+            self._answers.collector.expect(each.request.id for each in submissions)
         source = iter(submissions)
         report = SendReport()
         while batch := _take(source, _BATCH_MESSAGES):
             refused.update(await self._publish_batch(batch, report))
         if refused:
+            if self._answers is not None:
+                self._answers.collector.forget(refused)
             raise PublishError(refused)
         return [each.request.id for each in submissions]
 
@@ -99,8 +134,18 @@ class Client:
 
         Raises:
             ResultsTimeout: some are still missing; a dead letter never gets one.
+            Closed: they come by a topic, and this client was not opened with ``async with``.
+            ValueError: ``results_url`` names nothing that can be read.
         """
-        return await wait_for(ids, timeout, self._results_url)
+        place = self._results_place()
+        if not place.startswith(_TOPIC):
+            return await wait_for(ids, timeout, place)
+        if self._answers is None:
+            raise Closed(
+                f"results come by {place!r}, and nobody collects them: open the client with"
+                " `async with Client(...) as client` before the first image"
+            )
+        return await self._answers.results(ids, timeout)
 
     async def classify(self, images: Iterable[Image], timeout: float) -> list[ClassifyResult]:
         """Submit images and return their results, in order; errors as in ``submit`` and ``results``."""
@@ -151,6 +196,21 @@ class Client:
                 progress(report)
         report.stopped = stop.is_set()
         return report
+
+    def _results_place(self) -> str:
+        """Return the first place of ``results_url`` that can be read."""
+        text = self._results_url
+        if text is None:
+            from .settings import load
+
+            text = load().sink_url
+        for url in sink_urls(text or default_url()):
+            if url.startswith(_TOPIC):
+                topic_name(url, "results_url" if self._results_url else "SINK_URL")
+                return url
+            if url.startswith(_DATABASES):
+                return url
+        return readable_url(text)
 
     async def _publish_batch(self, batch: Sequence[Submission], report: SendReport) -> dict[str, BrokerError]:
         """Record, send, mark; return what the broker refused."""

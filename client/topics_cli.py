@@ -31,6 +31,10 @@ def ensure(
     start: Annotated[
         Literal["earliest", "latest"], typer.Option(help="Where new groups begin.")
     ] = "earliest",
+    retention: Annotated[
+        float | None,
+        typer.Option(metavar="DAYS", help="How long a new topic keeps messages, settled or not."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Create a topic and groups where they are missing.
@@ -39,10 +43,13 @@ def ensure(
     what the broker still keeps.
     """
 
+    from broker.limits import days
+
     async def make(broker: Broker) -> dict[str, Any]:
-        await broker.ensure(topic, partitions=partitions)
+        kept = days(retention)
+        await broker.ensure(topic, partitions=partitions, retention=kept)
         for group in groups or ():
-            await broker.ensure(topic, group, partitions=partitions, start=start)
+            await broker.ensure(topic, group, partitions=partitions, start=start, retention=kept)
         there = next((each for each in await broker.topics() if each.name == topic), None)
         return {
             "topic": topic,

@@ -8,12 +8,13 @@ import pytest
 
 from ..errors import Closed, NotFound
 from ..message import TopicInfo
-from .bench import GROUP, MANY, Bench, unique_name, within
+from .bench import GROUP, MANY, Bench, bodies, unique_name, within
 from .checks import Checks
+from .harness import RETENTION, needs
 
 
 class Administration(Checks):
-    """``topics``, ``lag``, ``describe`` and which counts are kept."""
+    """``topics``, ``lag``, ``describe``, which counts are kept, and what is removed."""
 
     async def test_topics_are_listed_with_their_groups(self, bench: Bench) -> None:
         """``topics`` lists by name what was ensured, once each, with partitions and sorted groups."""
@@ -104,6 +105,71 @@ class Administration(Checks):
         stats = await bench.broker.stats(bench.topic, GROUP)
         claimed = bench.broker.capabilities.counts
         assert (stats.published is not None, stats.settled is not None) == (claimed, claimed)
+
+    async def test_a_removed_group_is_gone_and_the_others_stay(self, bench: Bench) -> None:
+        """``remove_group`` forgets one group and what it had before it, twice in silence, and no other."""
+        await bench.broker.ensure(bench.topic, group="brief")
+        await bench.publish(3)
+        for _ in range(2):
+            await bench.broker.remove_group(bench.topic, "brief")
+        await bench.broker.remove_group(unique_name("unknown"), "brief")
+        async with within(10, "asking for a group that was removed"):
+            with pytest.raises(NotFound, match="brief"):
+                await bench.broker.stats(bench.topic, "brief")
+            with pytest.raises(NotFound, match="brief"):
+                async with bench.subscribe(group="brief") as subscription:
+                    await subscription.receive(timeout=1.0)
+        await bench.broker.ensure(bench.topic, group="brief", start="latest")
+        await bench.publish(1, first=100)
+        async with bench.subscribe(group="brief") as subscription:
+            assert bodies(await bench.take_and_ack(subscription, 1)) == [b"100"]
+            await bench.nothing_comes(subscription)
+        assert len(await bench.left()) == 4
+
+    @needs(RETENTION)
+    async def test_a_topic_with_a_retention_keeps_what_is_younger(self, bench: Bench) -> None:
+        """A new topic takes a retention; one that is there keeps its own, and all that it has."""
+        kept = await self._keeping(bench, 3600.0)
+        await kept.publish(3)
+        assert kept.broker.capabilities.retention is not None
+        await kept.broker.ensure(
+            kept.topic, GROUP, retention=max(7200.0, kept.broker.capabilities.retention[0])
+        )
+        assert await kept.left() == [b"0", b"1", b"2"]
+
+    async def test_what_is_older_than_its_retention_goes(self, bench: Bench) -> None:
+        """Unsettled messages go once they are too old; younger ones, and what a member holds, stay."""
+        kept = await self._keeping(bench, 600.0)
+        await kept.publish(3)
+        async with kept.subscribe() as subscription:
+            held = await kept.take(subscription, 1)
+            await bench.harness.advance(400.0)
+            await kept.publish(2, first=100)
+            await bench.harness.advance(300.0)
+            assert sorted(bodies(await kept.take_and_ack(subscription, 2))) == [b"100", b"101"]
+            await kept.nothing_comes(subscription)
+            await subscription.ack(held)
+        assert (await kept.stats()).unsettled == 0
+
+    async def test_a_retention_that_cannot_be_kept_is_refused(self, bench: Bench) -> None:
+        """Outside ``capabilities.retention`` it is a ``ValueError``, and nothing is created."""
+        name, bounds = unique_name(), bench.broker.capabilities.retention
+        for seconds in (600.0, 3600.0) if bounds is None else (0.0, -1.0, bounds[0] / 2, 2 * bounds[1]):
+            if bounds is None or not bounds[0] <= seconds <= bounds[1]:
+                with pytest.raises(ValueError, match="retention"):
+                    await bench.broker.ensure(name, group=GROUP, retention=seconds)
+        assert name not in {each.name for each in await self._listed(bench)}
+
+    @staticmethod
+    async def _keeping(bench: Bench, seconds: float) -> Bench:
+        """Return a bench on a new topic with a retention of so many seconds, or the shortest there is."""
+        bounds = bench.broker.capabilities.retention
+        assert bounds is not None, "the backend cannot be told how long to keep messages"
+        topic = unique_name("kept")
+        await bench.broker.ensure(
+            topic, group=GROUP, partitions=bench.harness.partitions, retention=max(seconds, bounds[0])
+        )
+        return Bench(bench.harness, bench.broker, topic)
 
     @staticmethod
     async def _listed(bench: Bench) -> list[TopicInfo]:

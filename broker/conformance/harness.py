@@ -114,6 +114,7 @@ class Claim:
 
 KEY_ORDER = Claim("order='key'", lambda capabilities: "key" in capabilities.order)
 DURABLE = Claim("durable", lambda capabilities: capabilities.durable)
+RETENTION = Claim("a retention", lambda capabilities: capabilities.retention is not None)
 
 
 def needs(claim: Claim) -> Callable[[_Check], _Check]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
+from math import inf
 
 from ..message import Capabilities
 from .harness import Harness
@@ -29,6 +30,7 @@ _MEANING = {
     "max_attributes": "most attributes",
     "max_attribute_bytes": "longest attribute value",
     "max_attribute_name_bytes": "longest attribute name",
+    "retention": "how long `ensure(retention=…)` can keep messages",
 }
 
 
@@ -80,8 +82,10 @@ def item_table() -> str:
 
 
 def _text(name: str, value: object) -> str:
-    if isinstance(value, bool):
+    if isinstance(value, bool | None):
         return "yes" if value else "no"
+    if isinstance(value, tuple):
+        return " to ".join("any" if each == inf else _text("lease", each) for each in value)
     if isinstance(value, frozenset):
         return ", ".join(sorted(value))
     if isinstance(value, int | float):

@@ -94,8 +94,30 @@ class SubscriptionDriver(Protocol):
 class Admin(Protocol):
     """Topics and groups."""
 
-    async def ensure(self, topic: str, group: str | None, partitions: int, start: Start) -> None:
-        """Create what is missing; change nothing that exists."""
+    async def ensure(
+        self, topic: str, group: str | None, partitions: int, start: Start, retention: float | None
+    ) -> float | None:
+        """Create what is missing; change nothing that exists.
+
+        Args:
+            topic: of valid name, as is ``group``.
+            group: None creates the topic alone.
+            partitions: of a new topic, on backends that have them.
+            start: where a new group begins.
+            retention: seconds for which a new topic and its groups keep messages, settled or not, within
+                ``capabilities.retention``; None means the backend's own.
+
+        Returns:
+            How long a topic that was there keeps messages, if that is not ``retention``; else None.
+        """
+        ...
+
+    async def remove_group(self, topic: str, group: str) -> None:
+        """Forget a group, what it had before it, and its storage; silent if there is none.
+
+        Raises:
+            BrokerError: the backend knows that it is in use.
+        """
         ...
 
     async def stats(self, topic: str, group: str) -> GroupStats:

@@ -101,6 +101,7 @@ class PubsubDriver:
             max_attributes=MAX_OWN_ATTRIBUTES,
             max_attribute_bytes=MAX_VALUE_BYTES,
             max_attribute_name_bytes=MAX_NAME_BYTES,
+            retention=(_LEAST_RETENTION_S, _MOST_RETENTION_S),
         )
 
     async def open(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator
@@ -44,10 +45,12 @@ class PubsubAdmin:
         self._driver = driver
         self._rpc = driver.rpc
         self._names: Names = driver.names
-        self._retention = {"seconds": int(retention)}
+        self._retention = retention
         self._exactly_once = exactly_once
 
-    async def ensure(self, topic: str, group: str | None, partitions: int, start: Start) -> None:
+    async def ensure(
+        self, topic: str, group: str | None, partitions: int, start: Start, retention: float | None
+    ) -> float | None:
         """Create what is missing.
 
         The retry subscription is made last: a group whose ``ensure`` was broken off does not exist yet, and
@@ -61,20 +64,38 @@ class PubsubAdmin:
                 raise ValueError(f"{name!r}: names that end in {RETRY!r} are kept for what failed in a group")
         if not is_name(topic):
             raise ValueError(f"topic {topic!r}: Pub/Sub wants at least three characters, at first not 'goog'")
-        await self._ensure_topic(self._names.topic(topic), _TOPIC)
-        if group is None:
-            return
+        kept = await self._ensure_topic(self._names.topic(topic), _TOPIC, retention or self._retention)
+        if group is not None:
+            await self._ensure_group(topic, group, start, retention or self._retention)
+        return None if kept in (None, retention) else kept
+
+    async def _ensure_group(self, topic: str, group: str, start: Start, retention: float) -> None:
         retry = self._names.retry_subscription(topic, group)
         main = await self._find("GetSubscription", subscription=self._names.subscription(topic, group))
         if main is None or await self._find("GetSubscription", subscription=retry) is None:
             main = await self._ensure_subscription(
-                self._names.subscription(topic, group), self._names.topic(topic), _GROUP, start
+                self._names.subscription(topic, group), self._names.topic(topic), _GROUP, retention, start
             )
             if main.labels.get(LABEL) == _GROUP:
                 await self._seek(main.name, main.labels.get(_START_LABEL) == _EARLIEST)
-            await self._ensure_topic(self._names.retry_topic(topic, group), _STORAGE)
-            await self._ensure_subscription(retry, self._names.retry_topic(topic, group), _STORAGE)
+            # What waits for its retry must outlast its delay, however soon the topic forgets.
+            longest = max(retention, self._retention)
+            await self._ensure_topic(self._names.retry_topic(topic, group), _STORAGE, longest)
+            await self._ensure_subscription(retry, self._names.retry_topic(topic, group), _STORAGE, longest)
         await self._driver.check_group(topic, group)
+
+    async def remove_group(self, topic: str, group: str) -> None:
+        """Forget a group and what it had before it; its members end with ``NotFound``."""
+        names = self._names
+        # The subscription that ``topics`` lists goes last, so that what was broken off can be found.
+        for method, path in (
+            ("DeleteSubscription", names.retry_subscription(topic, group)),
+            ("DeleteTopic", names.retry_topic(topic, group)),
+            ("DeleteSubscription", names.subscription(topic, group)),
+        ):
+            field = "topic" if method == "DeleteTopic" else "subscription"
+            with contextlib.suppress(NotFound):
+                await self._rpc.call(method, request(method, **{field: path}), f"deleting {path}")
 
     async def stats(self, topic: str, group: str) -> GroupStats:
         """Count what a group has before it, by pulling a copy of all of it (see ``Look``).
@@ -142,18 +163,24 @@ class PubsubAdmin:
         except NotFound:
             return None
 
-    async def _ensure_topic(self, path: str, kind: str) -> None:
-        if await self._find("GetTopic", topic=path) is None:
-            # The retry topic, too, retains: the emulator shows a snapshot only what the topic still has.
-            await self._create(
-                "CreateTopic",
-                request(
-                    "CreateTopic", name=path, message_retention_duration=self._retention, labels={LABEL: kind}
-                ),
-            )
-            await self._await_visible("GetTopic", topic=path)
+    async def _ensure_topic(self, path: str, kind: str, retention: float) -> float | None:
+        """Create a topic; of one that was there return for how many seconds it keeps messages."""
+        if (found := await self._find("GetTopic", topic=path)) is not None:
+            return float(found.message_retention_duration.seconds) or None
+        # The retry topic, too, retains: the emulator shows a snapshot only what the topic still has.
+        asked = request(
+            "CreateTopic",
+            name=path,
+            message_retention_duration={"seconds": int(retention)},
+            labels={LABEL: kind},
+        )
+        await self._create("CreateTopic", asked)
+        await self._await_visible("GetTopic", topic=path)
+        return None
 
-    async def _ensure_subscription(self, path: str, topic: str, kind: str, start: str = "") -> Any:
+    async def _ensure_subscription(
+        self, path: str, topic: str, kind: str, retention: float, start: str = ""
+    ) -> Any:
         asked = request(
             "CreateSubscription",
             name=path,
@@ -161,7 +188,7 @@ class PubsubAdmin:
             ack_deadline_seconds=min(
                 max(int(self._driver.capabilities.lease), _LEAST_DEADLINE_S), _MOST_DEADLINE_S
             ),
-            message_retention_duration=self._retention,
+            message_retention_duration={"seconds": int(retention)},
             enable_exactly_once_delivery=self._exactly_once,
             labels={LABEL: kind, **({_START_LABEL: start} if start else {})},
         )

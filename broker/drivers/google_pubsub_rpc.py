@@ -39,6 +39,7 @@ _APART = [("grpc.use_local_subchannel_pool", 1)]
 # Method to service, request, response, and the field that routes it.
 _METHODS: dict[str, tuple[str, Any, Any, str]] = {
     "CreateTopic": ("Publisher", types.Topic.pb(), types.Topic.pb(), "name"),
+    "DeleteTopic": ("Publisher", types.DeleteTopicRequest.pb(), None, "topic"),
     "GetTopic": ("Publisher", types.GetTopicRequest.pb(), types.Topic.pb(), "topic"),
     "ListTopics": ("Publisher", types.ListTopicsRequest.pb(), types.ListTopicsResponse.pb(), "project"),
     "Publish": ("Publisher", types.PublishRequest.pb(), types.PublishResponse.pb(), "topic"),

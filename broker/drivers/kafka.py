@@ -23,7 +23,7 @@ from .kafka_errors import mapped, refused
 from .kafka_member import KafkaMember
 from .kafka_publish import Publisher, Row
 from .kafka_records import Headers, Record, headers
-from .options import check_url, split_url, take_seconds
+from .options import LEAST_RETENTION_S, check_url, split_url, take_seconds
 
 log = logging.getLogger("broker")
 
@@ -33,6 +33,8 @@ _CONNECT_S = 10.0
 _MAX_BODY_BYTES = 1_000_000
 # How long a topic that was seen is taken to be there.
 _KNOWN_S = 60.0
+# A hundred years: some clients read `retention.ms` into less than 64 bits of nanoseconds.
+_MOST_RETENTION_S = 100 * 365 * 86_400.0
 _GROUP_PROTOCOLS = ("classic", "consumer")
 # The broker's smallest session for `group.protocol=consumer`, and its default.
 _CONSUMER_SESSION_S = 45.0
@@ -86,6 +88,7 @@ class KafkaDriver:
             max_attributes=100,
             max_attribute_bytes=1024,
             max_attribute_name_bytes=1024,
+            retention=(LEAST_RETENTION_S, _MOST_RETENTION_S),
         )
         self._common = {
             **(config or {}),

@@ -7,19 +7,22 @@ offsets of a group that has had no member for a week (``offsets.retention.minute
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import heapq
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..errors import NotFound, Unavailable
+from ..errors import NotFound
+from ..limits import DAY_S
 from ..message import Delivery, GroupStats, Lag, TopicInfo
 from .base import Start
 from .kafka_begin import begin
 from .kafka_errors import mapped
 from .kafka_reader import Reader
 from .kafka_records import deliveries, origin, read
+from .kafka_topics import create_topic, remove_group, remove_topic, retention_of
 from .offsets import Progress
 
 if TYPE_CHECKING:
@@ -55,12 +58,32 @@ class KafkaAdmin:
         for consumer in consumers.values():
             await asyncio.to_thread(consumer.close)
 
-    async def ensure(self, topic: str, group: str | None, partitions: int, start: Start) -> None:
-        await self.create(topic, partitions)
+    async def ensure(
+        self, topic: str, group: str | None, partitions: int, start: Start, retention: float | None
+    ) -> float | None:
+        is_new = await self.create(topic, partitions, retention)
         if group is not None:
             count = await self.partitions(topic)
-            await self.create(self._driver.retry_topic(topic, group), count)
+            # What waits for its retry must outlast its delay, however soon the topic forgets.
+            longest = retention and max(retention, self._driver.capabilities.max_delay + DAY_S)
+            await self.create(self._driver.retry_topic(topic, group), count, longest)
             await self._run(lambda: self._begin(topic, group, start))
+        if is_new or retention is None:
+            return None
+        kept = await self._run(lambda: retention_of(self._admin_client(), topic))
+        return None if kept == retention else kept
+
+    async def remove_group(self, topic: str, group: str) -> None:
+        group_id, retry_topic = self._driver.group_id(topic, group), self._driver.retry_topic(topic, group)
+        address = self._driver.address
+        await self._run(lambda: remove_group(self._admin_client(), group_id, (topic, retry_topic), address))
+        await self._run(lambda: remove_topic(self._admin_client(), retry_topic))
+        # Until the cluster has forgotten it, an `ensure` would take it to be there.
+        deadline = time.monotonic() + _CALL_S
+        with contextlib.suppress(NotFound):
+            while time.monotonic() < deadline:
+                await self.partitions(retry_topic)
+                await asyncio.sleep(0.02)
 
     async def partitions(self, topic: str) -> int:
         """Return how many partitions a topic has.
@@ -74,19 +97,19 @@ class KafkaAdmin:
         """Raise ``NotFound`` unless topic and group were ensured."""
         await self._run(lambda: self._progress(topic, group, topic))
 
-    async def create(self, topic: str, partitions: int) -> None:
-        """Create a topic if it is missing, and wait until the cluster knows it."""
+    async def create(self, topic: str, partitions: int, retention: float | None = None) -> bool:
+        """Create a topic, wait until the cluster knows it; return False if it was there."""
         try:
             if await self.partitions(topic):
-                return
+                return False
         except NotFound:
             pass
-        await self._run(lambda: self._create(topic, partitions))
+        await self._run(lambda: self._create(topic, partitions, retention))
         deadline = time.monotonic() + _CALL_S
         while True:
             try:
                 await self.partitions(topic)
-                return
+                return True
             except NotFound:
                 if time.monotonic() > deadline:
                     raise
@@ -220,22 +243,8 @@ class KafkaAdmin:
             )
         return sorted(found.partitions)
 
-    def _create(self, topic: str, partitions: int) -> None:
-        from confluent_kafka import KafkaException
-        from confluent_kafka.cimpl import NewTopic
-
-        (future,) = (
-            self._admin_client()
-            .create_topics([NewTopic(topic, num_partitions=partitions)], operation_timeout=_CALL_S)
-            .values()
-        )
-        try:
-            future.result(timeout=2 * _CALL_S)
-        except KafkaException as error:
-            if error.args[0].name() != "TOPIC_ALREADY_EXISTS":
-                raise
-        except TimeoutError:
-            raise Unavailable(f"creating topic {topic!r} took more than {2 * _CALL_S:g} s") from None
+    def _create(self, topic: str, partitions: int, retention: float | None) -> None:
+        create_topic(self._admin_client(), topic, partitions, retention)
 
     def _begin(self, topic: str, group: str, start: Start) -> None:
         from confluent_kafka import Consumer

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -27,7 +28,7 @@ from ..message import (
 )
 from .base import Order, Room, Start
 from .memory_store import Group, Lease, MemoryStore, Pending, Topic
-from .options import take_seconds
+from .options import LEAST_RETENTION_S, take_seconds
 
 
 class MemorySubscription:
@@ -92,7 +93,7 @@ class MemorySubscription:
                 raise LeaseLost([delivery.message.id])
             message = self._store.topic(self._topic).log[delivery.receipt.seq]
             copy = replace(message, attributes={**message.attributes, **extra})
-            self._store.topic(topic).append(copy)
+            self._store.topic(topic).append(copy, self._driver.clock.now())
         self._store.changed()
 
     async def flush(self) -> None:
@@ -107,6 +108,7 @@ class MemorySubscription:
         received_at = utc_now()
         taken: list[Delivery] = []
         with self._store.lock:
+            self._store.expire(now)
             topic = self._store.topic(self._topic)
             group = self._store.group(self._topic, self._group)
             found = list(islice(self._candidates(topic, group, now), limit.messages))
@@ -184,6 +186,7 @@ class MemoryDriver:
             max_attributes=1000,
             max_attribute_bytes=64 * 1024,
             max_attribute_name_bytes=64 * 1024,
+            retention=(LEAST_RETENTION_S, math.inf),
         )
 
     async def open(self) -> None:
@@ -195,8 +198,10 @@ class MemoryDriver:
     async def send(self, topic: str, messages: Sequence[Message]) -> list[Receipt | BrokerError]:
         with self.store.lock:
             log = self.store.topic(topic)
+            now = self.clock.now()
+            self.store.expire(now)
             receipts: list[Receipt | BrokerError] = [
-                Receipt(message.id, topic, str(log.append(message))) for message in messages
+                Receipt(message.id, topic, str(log.append(message, now))) for message in messages
             ]
         self.store.changed()
         return receipts
@@ -205,12 +210,21 @@ class MemoryDriver:
         self.store.group(topic, group)
         return MemorySubscription(self, topic, group, order)
 
-    async def ensure(self, topic: str, group: str | None, partitions: int, start: Start) -> None:
+    async def ensure(
+        self, topic: str, group: str | None, partitions: int, start: Start, retention: float | None
+    ) -> float | None:
         with self.store.lock:
-            log = self.store.topics.setdefault(topic, Topic())
+            log = self.store.topics.setdefault(topic, Topic(retention))
             if group is not None and group not in log.groups:
                 position = log.last if start == "latest" else next(iter(log.log), log.last + 1) - 1
                 log.groups[group] = Group(position, position)
+        return None if log.retention == retention else log.retention or math.inf
+
+    async def remove_group(self, topic: str, group: str) -> None:
+        with self.store.lock:
+            if topic in self.store.topics:
+                self.store.topics[topic].groups.pop(group, None)
+        self.store.changed()
 
     async def stats(self, topic: str, group: str) -> GroupStats:
         now = self.clock.now()

@@ -8,6 +8,9 @@ from ipaddress import IPv6Address
 
 MASK = "**********"
 KAFKA_PORT = 9092
+# Backends that remove what is too old themselves look once in so many seconds.
+SWEEP_S = LEAST_RETENTION_S = 60.0
+GONE = "%d message(s) of topic %r that were not settled are older than its retention, and removed"
 _LOGIN = {
     "kafka": "set KAFKA_SASL_USERNAME and KAFKA_SASL_PASSWORD",
     "pubsub": "Pub/Sub takes application-default credentials (GOOGLE_APPLICATION_CREDENTIALS)",

@@ -11,8 +11,10 @@ every process at once, and a power cut after ``flush`` or half a second; a lost 
 from __future__ import annotations
 
 import asyncio
+import math
 import secrets
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,9 +23,10 @@ from urllib.parse import unquote, urlsplit
 
 from ..clock import Clock, SystemClock
 from ..errors import BrokerError, Closed
+from ..logs import log
 from ..message import Capabilities, Delivery, GroupStats, Lag, Message, Receipt, Redelivery, TopicInfo
 from .base import Order, Room, Start
-from .options import take_seconds
+from .options import GONE, LEAST_RETENTION_S, SWEEP_S, take_seconds
 from .sqlite_admin import Membership
 from .sqlite_store import SqliteStore
 
@@ -65,6 +68,7 @@ class SqliteDriver:
             max_attributes=1000,
             max_attribute_bytes=64 * 1024,
             max_attribute_name_bytes=64 * 1024,
+            retention=(LEAST_RETENTION_S, math.inf),
         )
         self._path = path
         self._retention = retention
@@ -72,6 +76,8 @@ class SqliteDriver:
         # sqlite3 blocks; one thread serves the connection, and its queue keeps the calls in order.
         self._thread: ThreadPoolExecutor | None = None
         self._sync: asyncio.TimerHandle | None = None
+        self._next_sweep = -math.inf
+        self._gone: Counter[str] = Counter()
 
     async def open(self) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="sqlite queue")
@@ -91,19 +97,31 @@ class SqliteDriver:
             self._thread.shutdown()
 
     async def send(self, topic: str, messages: Sequence[Message]) -> list[Receipt | BrokerError]:
-        positions = await self.run(lambda store: store.append(topic, messages, self.clock.now()))
+        positions = await self.run(lambda store: self._append(store, topic, messages))
         return [
             Receipt(message.id, topic, str(position))
             for message, position in zip(messages, positions, strict=True)
         ]
+
+    def _append(self, store: SqliteStore, topic: str, messages: Sequence[Message]) -> list[int]:
+        now = self.clock.now()
+        self.expire(store, now)
+        return store.append(topic, messages, now)
 
     async def subscribe(self, topic: str, group: str, order: Order) -> SqliteSubscription:
         return SqliteSubscription(
             self, await self.run(lambda store: store.member(topic, group, by_key=order == "key"))
         )
 
-    async def ensure(self, topic: str, group: str | None, partitions: int, start: Start) -> None:
-        await self.run(lambda store: store.ensure(topic, group, partitions, start == "earliest"))
+    async def ensure(
+        self, topic: str, group: str | None, partitions: int, start: Start, retention: float | None
+    ) -> float | None:
+        return await self.run(
+            lambda store: store.ensure(topic, group, partitions, start == "earliest", retention)
+        )
+
+    async def remove_group(self, topic: str, group: str) -> None:
+        await self.run(lambda store: store.remove_group(topic, group))
 
     async def stats(self, topic: str, group: str) -> GroupStats:
         return await self.run(lambda store: store.stats(store.member(topic, group), self.clock.now()))
@@ -131,6 +149,19 @@ class SqliteDriver:
         if store is None:
             raise Closed(f"the queue {self._path} is not open")
         return await self._in_thread(lambda: call(store))
+
+    def expire(self, store: SqliteStore, now: float) -> None:
+        """Delete what is older than its topic's retention, once in ``SWEEP_S`` seconds; in the thread."""
+        if now < self._next_sweep:
+            return
+        missed, more = store.expire(now)
+        self._gone.update(missed)
+        if more:
+            return
+        self._next_sweep = now + SWEEP_S
+        for topic, count in self._gone.items():
+            log.warning(GONE, count, topic)
+        self._gone.clear()
 
     def sync_soon(self) -> None:
         """Force verdicts to disk within the settle interval."""
@@ -171,6 +202,7 @@ class SqliteSubscription:
 
     def _claim(self, store: SqliteStore, limit: Room) -> list[Delivery]:
         now = self._driver.clock.now()
+        self._driver.expire(store, now)
         if not store.has_news(self._member, now):
             return []
         token = secrets.randbits(62)

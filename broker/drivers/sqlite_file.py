@@ -41,6 +41,11 @@ CREATE TABLE pending (
 CREATE INDEX due ON pending (group_id, available_at);
 CREATE INDEX keys ON pending (group_id, key, seq) WHERE key IS NOT NULL;
 """
+# Beside the schema, so that workers of before, which know nothing of it, can go on with the file.
+_RETENTIONS = """
+CREATE TABLE IF NOT EXISTS retentions (
+    topic_id INTEGER PRIMARY KEY REFERENCES topics, seconds REAL NOT NULL
+)"""
 
 
 class QueueFile:
@@ -79,18 +84,20 @@ class QueueFile:
 
     def _create(self) -> None:
         # One statement, one snapshot: another process may be creating the same file.
-        application, version, is_used = self.db.execute(
+        application, version, is_used, has_retentions = self.db.execute(
             """SELECT (SELECT application_id FROM pragma_application_id),
-                      (SELECT user_version FROM pragma_user_version), EXISTS (SELECT 1 FROM sqlite_schema)"""
+                      (SELECT user_version FROM pragma_user_version), EXISTS (SELECT 1 FROM sqlite_schema),
+                      EXISTS (SELECT 1 FROM sqlite_schema WHERE name = 'retentions')"""
         ).fetchone()
         if is_used and application != _APPLICATION_ID:
             raise BrokerError(f"{self.path} is a database of another program, not a couturier queue")
         if version > _SCHEMA_VERSION:
             raise BrokerError(f"{self.path} was written by a newer couturier (schema {version}); upgrade")
         self._use_wal()
-        if version == _SCHEMA_VERSION:
+        if version == _SCHEMA_VERSION and has_retentions:
             return
         with self.transaction(durable=True):
+            self.db.execute(_RETENTIONS)
             # Another process may have been quicker between the look and the lock.
             if self.db.execute("PRAGMA user_version").fetchone()[0] == _SCHEMA_VERSION:
                 return
@@ -113,11 +120,14 @@ class QueueFile:
                 time.sleep(0.01)
 
     def _prune(self, before: float) -> None:
-        """Delete what was stored ``before`` and lies ahead of everything that a group has not settled."""
+        """Delete what was stored ``before`` and lies ahead of everything that a group has not settled.
+
+        A topic with a retention of its own is left to ``expire``.
+        """
         settled = self.query(
             """SELECT topic_id, min(coalesce(
                    (SELECT min(seq) - 1 FROM pending p WHERE p.group_id = g.group_id), cursor))
-               FROM groups g GROUP BY topic_id""",
+               FROM groups g WHERE topic_id NOT IN (SELECT topic_id FROM retentions) GROUP BY topic_id""",
             (),
         )
         statement = """DELETE FROM messages WHERE seq IN (SELECT seq FROM messages

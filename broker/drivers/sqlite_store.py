@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, NoReturn
 
 from ..errors import LeaseLost, NotFound
 from ..message import Delivery, Message, Redelivery, utc_now
@@ -63,17 +63,19 @@ class SqliteStore(QueueAdmin):
                FROM groups g WHERE group_id = ?""",
             (now, member.group_id),
         )
-        if not rows:
-            raise NotFound(f"the group of topic {member.topic!r} was deleted from {self.path}")
-        return bool(rows[0][0])
+        return bool((rows or self.gone(member))[0][0])
+
+    def gone(self, member: Membership) -> NoReturn:
+        """Raise ``NotFound``: somebody removed the group of this member."""
+        raise NotFound(f"the group of topic {member.topic!r} was deleted from {self.path}")
 
     def claim(self, member: Membership, limit: Room, now: float, lease: float, token: int) -> list[Delivery]:
         """Lease what came back first, then the log from the cursor on."""
         with self.transaction(durable=False):
             found = self._returned(member, limit.messages, now)
-            cursor = self.db.execute(
+            (cursor,) = self.db.execute(
                 "SELECT cursor FROM groups WHERE group_id = ?", (member.group_id,)
-            ).fetchone()[0]
+            ).fetchone() or self.gone(member)
             found += self._unread(member, limit.messages - len(found), cursor, now)
             taken = found[: limit.fitting(row[3] for row in found)]
             self.db.executemany(

@@ -113,7 +113,7 @@ class FaceSubscription(Face):
 class FaceBroker(Face):
     """``Broker`` over ``BlockingBroker``."""
 
-    verbs = frozenset({"ensure", "publish", "stats", "topics", "lag", "describe"})
+    verbs = frozenset({"ensure", "remove_group", "publish", "stats", "topics", "lag", "describe"})
     facts = frozenset({"capabilities", "address"})
 
     def browse(self, topic: str, group: str) -> AsyncIterator[Delivery]:

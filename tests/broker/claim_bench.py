@@ -28,7 +28,7 @@ from broker import (
 from broker.claims import ClaimStore
 from broker.drivers.memory import MemoryDriver, MemoryStore
 from broker.drivers.sqlite import SqliteDriver
-from broker.processing import loop
+from broker.processing import outages
 
 TOPIC, GROUP = "images", "workers"
 LETTERS = dead_letter_topic(TOPIC, GROUP)
@@ -40,7 +40,7 @@ DAY = 86_400.0
 @pytest.fixture(autouse=True)
 def quick_outages(monkeypatch: pytest.MonkeyPatch) -> None:
     """Outages are waited out in small steps."""
-    monkeypatch.setattr(loop, "_OUTAGE", RetryPolicy(attempts=1, base=0.002, cap=0.01))
+    monkeypatch.setattr(outages, "PACE", RetryPolicy(attempts=1, base=0.002, cap=0.01))
 
 
 @pytest.fixture

@@ -151,9 +151,11 @@ class PartitionedDriver(MemoryDriver):
         self.partitioned = store
         self.capabilities = replace(self.capabilities, backend="partitioned")
 
-    async def ensure(self, topic: str, group: str | None, partitions: int, start: Start) -> None:
+    async def ensure(
+        self, topic: str, group: str | None, partitions: int, start: Start, retention: float | None
+    ) -> float | None:
         self.partitioned.partitions.setdefault(topic, partitions)
-        await super().ensure(topic, group, partitions, start)
+        return await super().ensure(topic, group, partitions, start, retention)
 
     async def subscribe(self, topic: str, group: str, order: Order) -> PartitionedSubscription:
         self.store.group(topic, group)

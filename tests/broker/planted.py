@@ -165,12 +165,24 @@ class BuggyDriver(MemoryDriver):
         member.bug = self.bug
         return member
 
-    async def ensure(self, topic: str, group: str | None, partitions: int, start: Any) -> None:
+    async def remove_group(self, topic: str, group: str) -> None:
+        if self.bug == "removes all groups" and topic in self.store.topics:
+            self.store.topics[topic].groups.clear()
+        if self.bug != "a removed group lives on":
+            await super().remove_group(topic, group)
+
+    async def ensure(
+        self, topic: str, group: str | None, partitions: int, start: Any, retention: float | None = None
+    ) -> float | None:
         if self.bug == "latest is earliest":
             start = "earliest"
+        if self.bug == "keeps what is too old":
+            retention = None
+        if self.bug == "forgets too soon" and retention is not None:
+            retention = 1.0
         if self.bug == "ensure starts over" and topic in self.store.topics:
             self.store.topics[topic].groups.pop(group or "", None)
-        await super().ensure(topic, group, partitions, start)
+        return await super().ensure(topic, group, partitions, start, retention)
 
 
 class BuggyHarness(MemoryHarness):
@@ -196,6 +208,10 @@ class BuggyHarness(MemoryHarness):
 
 # The bug, and the checks that find it.
 BUGS = {
+    "a removed group lives on": "a_removed_group_is_gone_and_the_others_stay",
+    "removes all groups": "a_removed_group_is_gone_and_the_others_stay",
+    "keeps what is too old": "what_is_older_than_its_retention_goes",
+    "forgets too soon": "what_is_older_than_its_retention_goes",
     "a full queue fails": "hundreds_of_publishes_at_once_are_all_stored",
     "a retry gets a new id": "a_redelivery_is_the_same_message",
     "a slow key stops the others": "a_blocked_key_does_not_stop_the_others",

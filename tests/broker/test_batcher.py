@@ -38,9 +38,12 @@ class BatcherMachine(RuleBasedStateMachine):
         max_wait=st.sampled_from([0.0, 1.0, 3.0]),
         concurrency=st.integers(1, 3),
         max_cost=st.sampled_from([1.0, 10.0, 25.0]),
+        max_bytes=st.sampled_from([1, 4, 7, 1000]),
     )
-    def start(self, max_messages: int, max_wait: float, concurrency: int, max_cost: float) -> None:
-        self.batching = Batching(max_messages, max_wait, concurrency, cost_of, max_cost)
+    def start(
+        self, max_messages: int, max_wait: float, concurrency: int, max_cost: float, max_bytes: int
+    ) -> None:
+        self.batching = Batching(max_messages, max_wait, concurrency, cost_of, max_cost, max_bytes)
         self.batcher = Batcher(self.batching)
         self.now = 0.0
         self.running = 0
@@ -68,38 +71,57 @@ class BatcherMachine(RuleBasedStateMachine):
         self.running = max(0, self.running - 1)
 
     @rule()
-    def take(self) -> None:
+    def give_up(self) -> None:
+        assert self.batcher.clear() == [each for _, _, each in self.waiting]
+        self.waiting = []
+
+    @rule(at_most=st.one_of(st.none(), st.integers(1, 8)))
+    def take(self, at_most: int | None) -> None:
         """Whatever is taken is the longest prefix that fits; nothing is taken only where that is right."""
-        batch = self.batcher.take(self.now, self.running)
+        batch = self.batcher.take(self.now, self.running, at_most)
+        limit = min(self.batching.max_messages, at_most or 100)
         taken, self.waiting = self.waiting[: len(batch)], self.waiting[len(batch) :]
         assert batch == [each for _, _, each in taken]
-        assert len(batch) <= self.batching.max_messages
+        assert len(batch) <= limit
         total = sum(cost for _, cost, _ in taken)
+        size = sum(len(each.message.data) for each in batch)
         assert total <= self.batching.max_cost
+        assert size <= self.batching.max_bytes or len(batch) == 1
         if not batch:
             assert not self.must_start()
             return
         assert self.running < self.batching.concurrency
-        if self.waiting and len(batch) < self.batching.max_messages:
-            assert total + self.waiting[0][1] > self.batching.max_cost, "there was room for one more"
+        if self.waiting and len(batch) < limit:
+            _, cost, following = self.waiting[0]
+            too_dear = total + cost > self.batching.max_cost
+            too_large = size + len(following.message.data) > self.batching.max_bytes
+            assert too_dear or too_large, "there was room for one more"
         self.running += 1
 
     def must_start(self) -> bool:
         """Whether a batch has no reason left to wait."""
         if not self.waiting or self.running >= self.batching.concurrency:
             return False
-        full = len(self.waiting) >= self.batching.max_messages
-        full = full or sum(cost for _, cost, _ in self.waiting) >= self.batching.max_cost
-        return self.running == 0 or full or self.now >= self.waiting[0][0] + self.batching.max_wait
+        return self.running == 0 or self.full() or self.now >= self.waiting[0][0] + self.batching.max_wait
+
+    def full(self) -> bool:
+        """Whether company would not fit in any more."""
+        return (
+            len(self.waiting) >= self.batching.max_messages
+            or sum(cost for _, cost, _ in self.waiting) >= self.batching.max_cost
+            or sum(len(each.message.data) for _, _, each in self.waiting) >= self.batching.max_bytes
+        )
 
     @invariant()
     def knows_when_to_wake(self) -> None:
-        """``wake_at`` is the moment at which the oldest has waited enough, if a batch could then start."""
+        """``wake_at`` is when the batch is full or its oldest has waited enough, if it could then start."""
         if not self.waiting or self.running >= self.batching.concurrency:
             assert self.batcher.wake_at(self.running) is None
         else:
-            assert self.batcher.wake_at(self.running) == self.waiting[0][0] + self.batching.max_wait
+            wait = 0.0 if self.full() else self.batching.max_wait
+            assert self.batcher.wake_at(self.running) == self.waiting[0][0] + wait
         assert len(self.batcher) == len(self.waiting)
+        assert self.batcher.room == self.batching.max_messages - len(self.waiting)
 
 
 TestBatcherMachine = BatcherMachine.TestCase
@@ -138,9 +160,29 @@ def test_what_fills_a_batch_by_itself_runs_alone(cost: int) -> None:
     assert sizes == [1, 1, 2]
 
 
+def test_a_body_over_the_byte_cap_runs_alone() -> None:
+    """Bodies are put together up to ``max_bytes``; one that is larger by itself still goes, with no other."""
+    batcher = Batcher(Batching(max_messages=10, max_bytes=100))
+    sizes = [60, 40, 1, 101, 1, 1]
+    batcher.add(0.0, [Delivery(Message(data=bytes(size)), "images", 1, NOW) for size in sizes])
+    taken = []
+    while batch := batcher.take(0.0, running=0):
+        taken.append([len(each.message.data) for each in batch])
+    assert taken == [[60, 40], [1], [101], [1, 1]]
+
+
 @pytest.mark.parametrize(
     "fields",
-    [{"max_messages": 0}, {"concurrency": 0}, {"max_wait": -0.1}, {"max_cost": 0}, {"max_cost": -1.0}],
+    [
+        {"max_messages": 0},
+        {"concurrency": 0},
+        {"max_bytes": 0},
+        {"max_wait": -0.1},
+        {"max_wait": math.nan},
+        {"max_cost": 0},
+        {"max_cost": -1.0},
+        {"max_cost": math.nan},
+    ],
 )
 def test_settings_out_of_range_are_refused(fields: dict[str, float]) -> None:
     """Each field has its range, and the error says which values it got."""

@@ -8,6 +8,7 @@ import uuid
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -24,6 +25,10 @@ from tests.services.pubsub import PubSubService
 pytestmark = pytest.mark.pubsub
 
 _FORGETS = "the emulator keeps everything in memory: after a restart it is empty"
+NO_RETENTION = {
+    "what_is_older_than_its_retention_goes": "the service forgets after ten minutes at the earliest, and what"
+    " stands in for it in tests never does"
+}
 NO_ORDER = dict.fromkeys(
     (
         "the_messages_of_a_key_come_one_by_one_in_order",
@@ -83,12 +88,15 @@ class CountingAdmin(PubsubAdmin):
         super().__init__(driver, retention=7 * 86_400.0, exactly_once=exactly_once)
         self._books = books
 
-    async def ensure(self, topic: str, group: str | None, partitions: int, start: Start) -> None:
+    async def ensure(
+        self, topic: str, group: str | None, partitions: int, start: Start, retention: float | None
+    ) -> float | None:
         before = 0 if start == "earliest" else self._books.published[topic]
         self._books.topics.add(topic)
-        await super().ensure(topic, group, partitions, start)
+        kept = await super().ensure(topic, group, partitions, start, retention)
         if group is not None:
             self._books.began.setdefault((topic, group), before)
+        return kept
 
 
 class CountingDriver(PubsubDriver):
@@ -109,7 +117,7 @@ class CountingDriver(PubsubDriver):
 class CountingHarness(Harness):
     """What all runs of the suite on Pub/Sub share; clients of one harness have one project and its books."""
 
-    impossible: Mapping[str, str] = NO_ORDER
+    impossible: Mapping[str, str] = MappingProxyType({**NO_ORDER, **NO_RETENTION})
 
     def __init__(self, host: str | None, project: str | None = None) -> None:
         self.host = host
@@ -140,6 +148,7 @@ class PubsubHarness(CountingHarness):
     delay = 60.0
     impossible = {  # noqa: RUF012 - a declaration
         **NO_ORDER,
+        **NO_RETENTION,
         "messages_survive_a_restart": _FORGETS,
         "verdicts_survive_a_restart": _FORGETS,
         "a_restart_in_mid_run_loses_nothing": _FORGETS,

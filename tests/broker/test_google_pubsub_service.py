@@ -15,7 +15,7 @@ from types import MappingProxyType
 import pytest
 from google.api_core.exceptions import NotFound
 from google.cloud import pubsub_v1
-from test_google_pubsub import NO_ORDER, PubsubHarness
+from test_google_pubsub import NO_ORDER, NO_RETENTION, PubsubHarness
 
 from broker import Message
 from broker.conformance import Conformance
@@ -31,7 +31,7 @@ class GoogleHarness(PubsubHarness):
     quiet = 2.0
     patience = 90.0
     crowd = 10
-    impossible = MappingProxyType(NO_ORDER)
+    impossible = MappingProxyType({**NO_ORDER, **NO_RETENTION})
 
     async def restart(self) -> None:
         """Nobody restarts Google."""

@@ -84,6 +84,8 @@ class KafkaHarness(Harness):
         {
             **dict.fromkeys(_KEY_CHECKS, "order='key' is not offered"),
             **dict.fromkeys(_SHARED_CHECKS, "a rebalance may hand what one member holds to another"),
+            "what_is_older_than_its_retention_goes": "Kafka looks every five minutes for segments that are"
+            " too old as a whole",
         }
     )
     patience = 30.0

@@ -18,13 +18,14 @@ from broker.drivers.kafka_admin import KafkaAdmin
 from tests.services.mock_kafka import MockKafka
 
 _ENDS = "the mock cluster is memory of this process and ends with its owner"
+_KEEPS = "the mock cluster keeps everything for as long as it lasts"
 _FOUR = "the mock cluster gives every topic four partitions"
 
 
 class MockAdmin(KafkaAdmin):
     """The mock cluster knows no CreateTopics: it makes a topic when a producer asks about it."""
 
-    def _create(self, topic: str, partitions: int) -> None:
+    def _create(self, topic: str, partitions: int, retention: float | None) -> None:
         from confluent_kafka import Producer
 
         Producer(self._driver.common_config).list_topics(topic, timeout=10.0)
@@ -43,6 +44,9 @@ class MockHarness(KafkaHarness):
             "topics_are_listed_with_their_groups": _FOUR,
             "lag_has_a_part_for_every_partition": _FOUR,
             "browse_shows_what_is_not_settled_in_order": _FOUR,
+            "a_removed_group_is_gone_and_the_others_stay": "the mock cluster deletes no groups",
+            "a_topic_with_a_retention_keeps_what_is_younger": _KEEPS,
+            "what_is_older_than_its_retention_goes": _KEEPS,
         }
     )
     partitions = MockKafka.partitions
@@ -57,7 +61,7 @@ class MockHarness(KafkaHarness):
             clock=self.clock,
         )
         driver.admin = MockAdmin(driver)
-        driver.capabilities = replace(driver.capabilities, durable=False)
+        driver.capabilities = replace(driver.capabilities, durable=False, retention=None)
         return Broker(driver)
 
     async def restart(self) -> None:

@@ -26,7 +26,7 @@ from broker import (
     dead_letter_topic,
 )
 from broker.errors import BrokerError, DeadlineExceeded
-from broker.processing import loop
+from broker.processing import outages
 
 pytestmark = pytest.mark.anyio
 
@@ -37,7 +37,7 @@ LETTERS = dead_letter_topic(TOPIC, GROUP)
 @pytest.fixture(autouse=True)
 def quick_outages(monkeypatch: pytest.MonkeyPatch) -> None:
     """Outages are waited out in small steps."""
-    monkeypatch.setattr(loop, "_OUTAGE", RetryPolicy(attempts=1, base=0.002, cap=0.01))
+    monkeypatch.setattr(outages, "PACE", RetryPolicy(attempts=1, base=0.002, cap=0.01))
 
 
 @pytest.fixture
