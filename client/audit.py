@@ -1,224 +1,173 @@
-"""The books: every message that was published is a row, a dead letter, or still in the queue.
-
-``missing = published - stored - dead-lettered``. A missing message that is still in the queue is in flight,
-any other one is lost.
-"""
+"""``couturier audit``: looks where every message is, while everything may be running."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator, Callable
 from collections.abc import Set as AbstractSet
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from datetime import datetime
 
 from broker import OPERATORS, Broker, NotFound, dead_letter_topic
 
+from .books import NO_IDS, Balance, Books, balance, balance_counts
+from .dlq import purged_ids
 from .ledger import Ledger
-from .results import ResultsReader
+from .results import Results, ResultsMissing
 
-NO_IDS: frozenset[str] = frozenset()
-_COUNTS_ONLY = (
-    "no ledger knows this queue and topic, so these are the broker's counts: they cannot show which messages"
-    " are missing, nor tell this topic's rows from those of others in the same results file; and a dead"
-    " letter that was replayed was published twice"
+__all__ = ["Balance", "Books", "audit", "balance", "balance_counts"]
+
+OpenResults = Callable[[], Results]
+OnLook = Callable[[str, int], None]
+
+_CONFLICTS = (
+    "{} id(s) were sent more than once, with different bodies: the first row stays, so of each only one body"
+    " counts; the first is {}"
 )
-_NO_COUNT = (
-    "no ledger knows this queue and topic, and this broker keeps no count of what was published: this is what"
-    " can be seen, and nobody can tell what cannot; audit where the images were sent from, or name its"
-    " ledger with --ledger"
-)
-_STRANGERS = (
-    "{} message(s) came from senders without this ledger; of theirs only what is still in the queue or a dead"
-    " letter can be seen"
-)
-_UNCONFIRMED = "the sender never learnt whether {} message(s) were stored; they may still appear"
+_OTHER_PLACES = "the ledger knows other places: {}"
+# Between two signs of life.
+_TOLD_EVERY = 1_000
+_PLACES_NAMED = 5
 
 
-@dataclass(frozen=True, slots=True)
-class Books:
-    """Message ids by where they were seen.
-
-    Attributes:
-        confirmed: the broker said that it stored them.
-        unconfirmed: sent, without an answer; they may or may not exist.
-        unsettled: in the queue, not finished.
-        dead: dead letters.
-        stored: rows of the results table.
-        duplicate_rows: rows that repeat an id.
-    """
-
-    confirmed: AbstractSet[str] = NO_IDS
-    unconfirmed: AbstractSet[str] = NO_IDS
-    unsettled: AbstractSet[str] = NO_IDS
-    dead: AbstractSet[str] = NO_IDS
-    stored: AbstractSet[str] = NO_IDS
-    duplicate_rows: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Balance:
-    """The result of an audit: ``published = stored + dead_lettered + in_flight + lost``.
-
-    Attributes:
-        published: messages that the broker stored; None where nobody counted.
-        stored: of those, rows.
-        dead_lettered: of those, dead letters without a row.
-        in_flight: of those, neither, and still in the queue.
-        lost: of those, none of the three; None where ``published`` is.
-        duplicate_rows: rows that repeat an id.
-        unconfirmed: sent without an answer and seen nowhere.
-        unexpected: rows of messages that the ledger does not know.
-        lost_ids: the ids of ``lost``; empty where only counts are known.
-        basis: what ``published`` rests on.
-        notes: what this audit cannot prove.
-    """
-
-    published: int | None
-    stored: int
-    dead_lettered: int
-    in_flight: int
-    lost: int | None
-    duplicate_rows: int = 0
-    unconfirmed: int = 0
-    unexpected: int = 0
-    lost_ids: tuple[str, ...] = ()
-    basis: Literal["ledger", "broker"] = "ledger"
-    notes: tuple[str, ...] = ()
-
-    @property
-    def missing(self) -> int | None:
-        """Published, but neither stored nor dead-lettered; None where nobody can tell."""
-        return None if self.lost is None else self.in_flight + self.lost
-
-    @property
-    def balanced(self) -> bool:
-        """It is certain that nothing is missing, and no row is there twice."""
-        return self.missing == 0 and self.duplicate_rows == 0
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return all figures, for JSON."""
-        return {**asdict(self), "missing": self.missing, "balanced": self.balanced}
-
-
-def balance(books: Books) -> Balance:
-    """Balance by id. A row counts before a dead letter, a dead letter before a place in the queue."""
-    seen = books.stored | books.dead | books.unsettled
-    # What is in the queue or among the dead letters was published, whether the ledger knows it or not.
-    published = books.confirmed | (books.unconfirmed & seen) | books.unsettled | books.dead
-    stored = published & books.stored
-    dead = (published & books.dead) - stored
-    waiting = (published & books.unsettled) - stored - dead
-    lost = published - stored - dead - waiting
-    silent = len(books.unconfirmed - published)
-    strangers = len(published - books.confirmed - books.unconfirmed)
-    notes = [_UNCONFIRMED.format(silent)] if silent else []
-    if strangers:
-        notes.append(_STRANGERS.format(strangers))
-    return Balance(
-        published=len(published),
-        stored=len(stored),
-        dead_lettered=len(dead),
-        in_flight=len(waiting),
-        lost=len(lost),
-        duplicate_rows=books.duplicate_rows,
-        unconfirmed=silent,
-        unexpected=len(books.stored - published),
-        lost_ids=tuple(sorted(lost)),
-        notes=tuple(notes),
-    )
-
-
-def balance_counts(
-    published: int | None, unsettled: int, dead: int, rows: int, duplicate_rows: int = 0
+async def audit(
+    broker: Broker,
+    topic: str,
+    group: str,
+    open_results: OpenResults,
+    ledger: Ledger | None,
+    on_look: OnLook | None = None,
 ) -> Balance:
-    """Balance by number, where nobody wrote down the ids.
-
-    Args:
-        published: what the broker's group was to see; None where it keeps no count, and nothing is proven.
-        unsettled: of those, not finished.
-        dead: dead letters.
-        rows: rows of the results table, wherever they came from.
-        duplicate_rows: of those, repeated ids.
-    """
-    if published is None:
-        stored = rows - duplicate_rows
-        return Balance(
-            None, stored, dead, unsettled, None, duplicate_rows, basis="broker", notes=(_NO_COUNT,)
-        )
-    dead = min(dead, published)
-    stored = min(rows - duplicate_rows, published - dead)
-    waiting = min(unsettled, published - dead - stored)
-    lost = published - dead - stored - waiting
-    return Balance(
-        published,
-        stored,
-        dead,
-        waiting,
-        lost,
-        duplicate_rows=duplicate_rows,
-        unexpected=rows - duplicate_rows - stored,
-        basis="broker",
-        notes=(_COUNTS_ONLY,),
-    )
-
-
-async def audit(broker: Broker, topic: str, group: str, results: Path, ledger: Ledger | None) -> Balance:
     """Balance the books of one topic and group, while everything may be running.
 
     Args:
         broker: open.
         topic: ensured before.
-        group: whose workers write ``results``.
-        results: the results file; one that does not exist has no rows.
+        group: whose workers write the results.
+        open_results: opens the results table; one that was not made yet has no rows.
         ledger: what was published; None uses the broker's counts.
+        on_look: told what is looked at, and how much of it was seen so far.
 
     Raises:
         NotFound: topic or group was never ensured.
         ClientError: the results or the ledger cannot be read.
     """
+    look = _Look(broker, topic, group, open_results, on_look or (lambda _, __: None))
     if ledger is None or not await asyncio.to_thread(ledger.knows, topic, broker.address):
-        return await _audit_counts(broker, topic, group, results)
-    first = await _audit_ids(broker, topic, group, results, ledger)
+        return await look.counts(ledger)
+    first = await look.ids(ledger)
     if not first.lost:
         return first
     # A dead letter that is replayed between two looks is seen in neither place: only what is gone twice is.
-    second = await _audit_ids(broker, topic, group, results, ledger)
+    second = await look.ids(ledger)
     gone = set(first.lost_ids)
     lost = tuple(each for each in second.lost_ids if each in gone)
-    moved = len(second.lost_ids) - len(lost)
-    return replace(second, lost=len(lost), lost_ids=lost, in_flight=second.in_flight + moved)
-
-
-async def _audit_ids(broker: Broker, topic: str, group: str, results: Path, ledger: Ledger) -> Balance:
-    # Read against the stream, from queue to table: what moves on meanwhile is seen twice, never not at all.
-    confirmed = await asyncio.to_thread(ledger.ids, topic, "confirmed", broker.address)
-    unconfirmed = await asyncio.to_thread(ledger.ids, topic, "sent", broker.address)
-    unsettled = {each.message.id async for each in broker.browse(topic, group)}
-    dead = await _dead(broker, topic, group)
-    stored, duplicate_rows = await asyncio.to_thread(_rows, results)
-    return balance(Books(confirmed, unconfirmed, unsettled, dead, stored, duplicate_rows))
-
-
-async def _audit_counts(broker: Broker, topic: str, group: str, results: Path) -> Balance:
-    stats = await broker.stats(topic, group)
-    dead = await _dead(broker, topic, group)
-    stored, duplicate_rows = await asyncio.to_thread(_rows, results)
-    return balance_counts(
-        stats.published, stats.unsettled, len(dead), len(stored) + duplicate_rows, duplicate_rows
+    moved = tuple(each for each in second.lost_ids if each not in gone)
+    return replace(
+        second,
+        lost=len(lost),
+        lost_ids=lost,
+        in_flight=second.in_flight + len(moved),
+        in_flight_ids=second.in_flight_ids + moved,
     )
 
 
-async def _dead(broker: Broker, topic: str, group: str) -> set[str]:
-    """The ids of all dead letters; a group that never lost a message has no topic for them."""
-    try:
-        return {each.message.id async for each in broker.browse(dead_letter_topic(topic, group), OPERATORS)}
-    except NotFound:
-        return set()
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """What the results table says."""
+
+    ids: AbstractSet[str] = NO_IDS
+    expired: AbstractSet[str] = NO_IDS
+    duplicates: int = 0
+    kept_since: datetime | None = None
+    problem: str = ""
 
 
-def _rows(results: Path) -> tuple[set[str], int]:
-    if not results.exists():
-        return set(), 0
-    with ResultsReader(results) as reader:
-        return set(reader.ids()), reader.duplicates()
+class _Look:
+    """One look after the other at queue, dead letters, notes of purges, and table."""
+
+    def __init__(
+        self, broker: Broker, topic: str, group: str, open_results: OpenResults, on_look: OnLook
+    ) -> None:
+        self._broker = broker
+        self._topic = topic
+        self._group = group
+        self._open_results = open_results
+        self._on_look = on_look
+
+    async def ids(self, ledger: Ledger) -> Balance:
+        """Balance by id."""
+        table, books = await self._books(ledger)
+        found = await asyncio.to_thread(balance, books)
+        conflicts = await asyncio.to_thread(ledger.conflicts, self._topic, self._broker.address)
+        notes = list(found.notes)
+        if conflicts:
+            notes.append(_CONFLICTS.format(len(conflicts), min(conflicts)))
+        if found.lost and table.problem:
+            notes.append(table.problem)
+        found = replace(found, conflicts=len(conflicts), notes=tuple(notes))
+        if not found.lost or table.kept_since is None:
+            return found
+        old = await asyncio.to_thread(ledger.sent_before, found.lost_ids, table.kept_since)
+        lost = tuple(each for each in found.lost_ids if each not in old)
+        return replace(found, lost=len(lost), lost_ids=lost, beyond_retention=len(old))
+
+    async def _books(self, ledger: Ledger) -> tuple[_Table, Books]:
+        # Read against the stream, from queue to table: what moves on meanwhile is seen twice, and not missed.
+        confirmed = await asyncio.to_thread(ledger.ids, self._topic, "confirmed", self._broker.address)
+        unconfirmed = await asyncio.to_thread(ledger.ids, self._topic, "sent", self._broker.address)
+        unsettled = {each async for each in self._browse("in the queue", self._topic, self._group)}
+        dead = await self._dead()
+        purged = await purged_ids(self._broker, self._topic, self._group)
+        table = await asyncio.to_thread(self._table)
+        # What was sent since the ledger was read is for the next audit.
+        strangers = (unsettled | dead | purged) - confirmed - unconfirmed
+        new = await asyncio.to_thread(ledger.known, strangers)
+        found = (confirmed, unconfirmed, unsettled - new, dead - new, purged - new)
+        return table, Books(*found, table.ids, table.expired, table.duplicates)
+
+    async def counts(self, ledger: Ledger | None) -> Balance:
+        """Balance by number."""
+        stats = await self._broker.stats(self._topic, self._group)
+        dead = await self._dead()
+        purged = await purged_ids(self._broker, self._topic, self._group)
+        table = await asyncio.to_thread(self._table)
+        found = balance_counts(
+            stats.published,
+            stats.unsettled,
+            len(dead),
+            len(table.ids) + table.duplicates,
+            table.duplicates,
+            len(table.expired),
+            len(purged - dead - table.ids),
+        )
+        notes = found.notes + ((table.problem,) if table.problem else ())
+        if places := await asyncio.to_thread(ledger.places) if ledger is not None else []:
+            known = "; ".join(f"topic {topic!r} at {address}" for address, topic in places[:_PLACES_NAMED])
+            notes += (_OTHER_PLACES.format(known),)
+        return replace(found, notes=notes)
+
+    async def _dead(self) -> set[str]:
+        """The ids of all dead letters; a group that never lost a message has no topic for them."""
+        topic = dead_letter_topic(self._topic, self._group)
+        try:
+            return {each async for each in self._browse("dead letters", topic, OPERATORS)}
+        except NotFound:
+            return set()
+
+    async def _browse(self, what: str, topic: str, group: str) -> AsyncIterator[str]:
+        count = 0
+        async for each in self._broker.browse(topic, group):
+            count += 1
+            if count % _TOLD_EVERY == 0:
+                self._on_look(what, count)
+            yield each.message.id
+
+    def _table(self) -> _Table:
+        try:
+            with self._open_results() as results:
+                self._on_look("results", 0)
+                ids = set(results.ids())
+                return _Table(ids, set(results.ids("expired")), results.duplicates(), results.kept_since())
+        except ResultsMissing as error:
+            return _Table(problem=str(error))

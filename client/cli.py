@@ -6,11 +6,11 @@ import signal
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from . import broker_cli, dlq_cli, topics_cli
+from . import broker_cli, dlq_cli, status_cli, topics_cli
 from .broker_cli import check_flag
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .settings import ClientSettings
     from .sources.base import Submission
 
+Status = Literal["ok", "abstained", "expired"]
 _DEFAULT_IMAGES = 2_000
 _TABLE_ROWS = 20
 INTERRUPTED = 130
@@ -41,7 +42,7 @@ def register(app: typer.Typer) -> None:
     app.add_typer(client, name="client")
     app.command("results")(results)
     app.command("audit")(audit)
-    for part in (dlq_cli, topics_cli, broker_cli):
+    for part in (dlq_cli, status_cli, topics_cli, broker_cli):
         part.register(app)
 
 
@@ -106,25 +107,25 @@ def results(
         int | None, typer.Option(help=f"Newest rows only [{_TABLE_ROWS} in a table, all as JSON].")
     ] = None,
     label: Annotated[str | None, typer.Option(help="Only this label.")] = None,
+    status: Annotated[Status | None, typer.Option(help="Only this status.")] = None,
     ids: Annotated[list[str] | None, typer.Option("--id", help="Only this message; may repeat.")] = None,
     json: Json = False,
 ) -> None:
     """Show what the workers found, newest first."""
     from .display import print_results
-    from .results import ResultsReader
     from .settings import load
 
     settings = load()
     _say_defaults()
     if limit is not None and limit < 0:
         raise typer.BadParameter(f"--limit must not be negative, not {limit}")
-    if ids and (label is not None or limit is not None):
-        raise typer.BadParameter("--id names the rows; leave out --label and --limit")
+    if ids and (label, status, limit) != (None, None, None):
+        raise typer.BadParameter("--id names the rows; leave out --label, --status and --limit")
     if limit is None and not json:
         limit = _TABLE_ROWS
-    with ResultsReader(settings.results_path()) as reader:
-        rows = reader.find(ids) if ids else reader.rows(label, limit)
-        print_results(rows, reader.count(), json)
+    with settings.open_results() as table:
+        rows = table.find(ids) if ids else table.rows(label, limit, status)
+        print_results(rows, table.count(), json)
 
 
 def audit(
@@ -137,7 +138,9 @@ def audit(
 ) -> None:
     """Prove that nothing was lost.
 
-    Balances published = stored + dead letters + in the queue + lost; exits 0 only when nothing is missing.
+    Balances published = stored + expired + dead letters + purged + in the queue + lost, by message id.
+
+    Exits 0 only when nothing is missing, else it names what is.
     """
     import asyncio
 
@@ -174,18 +177,18 @@ def _endless(source: Iterable[Submission]) -> Iterator[Submission]:
 
 
 async def _send(settings: ClientSettings, what: _Load, rate: float | None) -> SendReport:
-    from broker import OPERATORS, connect, dead_letter_topic
+    from broker import connect, tracing
 
     from .client import Client
     from .display import bar
     from .ledger import Ledger
 
     stop = _stop_on_signals()
+    tracing.configure("couturier-client")
     with Ledger() as ledger:
         async with connect() as broker:
             if settings.create:
-                await broker.ensure(settings.topic, settings.group)
-                await broker.ensure(dead_letter_topic(settings.topic, settings.group), OPERATORS)
+                await settings.ensure(broker)
             client = Client(broker, settings.topic, ledger)
             with bar(what.total) as progress:
                 return await client.publish(what.images, rate=rate, progress=progress, stop=stop)
@@ -195,14 +198,17 @@ async def _audit(settings: ClientSettings, path: Path | None) -> Balance:
     from broker import connect
 
     from .audit import audit as balance_books
+    from .display import looking
     from .ledger import Ledger, default_path
 
+    settings.results_url()
     ledger = Ledger(path, read_only=True) if path or default_path().exists() else None
     try:
         async with connect() as broker:
-            return await balance_books(
-                broker, settings.topic, settings.group, settings.results_path(), ledger
-            )
+            with looking() as on_look:
+                return await balance_books(
+                    broker, settings.topic, settings.group, settings.open_results, ledger, on_look
+                )
     finally:
         if ledger is not None:
             ledger.close()

@@ -207,13 +207,15 @@ def _is_secret(name: str, field: FieldInfo) -> bool:
 
 def _shown(name: str, value: str | None, secret: bool) -> str | None:
     from broker.drivers.librdkafka import masked
-    from broker.drivers.options import MASK, public_url
+    from broker.drivers.options import MASK
+
+    from .results import public_urls
 
     if value is None:
         return None
     if name == "KAFKA_CLIENT_CONFIG":
         return masked(value)  # most keys are no secrets, and worth seeing
-    return MASK if secret else public_url(value)
+    return MASK if secret else public_urls(value)  # SINK_URL may hold several
 
 
 def _lines(found: list[Variable]) -> Iterator[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from .audit import Balance
     from .client import Progress as OnProgress
     from .client import SendReport
-    from .dlq import Letter
     from .run import Run
     from .schema import ResultRow
 
 _SHOWN = 5
+_MISSING_SHOWN = 20
 _PIPE_COLUMNS = 160
 
 
@@ -49,6 +49,31 @@ def bar(total: int | None) -> Iterator[OnProgress]:
             progress.update(task, completed=done, speed=f"{_speed(report):,.0f}")
 
         yield on_progress
+
+
+@contextmanager
+def counting(what: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
+    """Show on stderr, if that is a terminal, how far something has come while the block runs.
+
+    Args:
+        what: is done.
+        total: how many there are; None if nobody knows.
+    """
+    console = Console(stderr=True)
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda done: progress.update(task, completed=done)
+
+
+@contextmanager
+def looking() -> Iterator[Callable[[str, int], None]]:
+    """Show on stderr, if that is a terminal, what is looked at and how much of it was seen."""
+    console = Console(stderr=True)
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TextColumn("{task.completed:,.0f}"))
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
+        task = progress.add_task("looking", total=None)
+        yield lambda what, count: progress.update(task, description=what, completed=count)
 
 
 def print_report(report: SendReport, topic: str, skipped: int, as_json: bool) -> None:
@@ -111,27 +136,12 @@ def print_results(rows: Iterable[ResultRow], total: int, as_json: bool) -> None:
             f"{row.latency_s:.3f} s",
             _plain(row.message_id),
         )
-    console = _stdout()
+    console = wide_stdout()
     console.print(table)
     console.print(f"{table.row_count:,} of {total:,} row(s)")
 
 
-def print_letters(letters: Sequence[Letter]) -> None:
-    """Print dead letters as a table."""
-    table = Table(box=SIMPLE_HEAD)
-    for name in ("message id", "reason", "tried"):
-        table.add_column(name, no_wrap=True)
-    table.add_column("subject")
-    table.add_column("error")
-    for each in letters:
-        words = (_plain(each.message_id), _plain(each.reason), str(each.attempts))
-        table.add_row(*words, _plain(each.subject), _plain(each.error))
-    console = _stdout()
-    console.print(table)
-    console.print(f"{len(letters):,} dead letter(s)")
-
-
-def _stdout() -> Console:
+def wide_stdout() -> Console:
     """The terminal, or a pipe that is wide enough for whole ids."""
     console = Console()
     return console if console.is_terminal else Console(width=_PIPE_COLUMNS)
@@ -183,21 +193,36 @@ def print_balance(balance: Balance, as_json: bool) -> None:
     if as_json:
         _print_json(balance.to_dict())
         return
-    lines = [
-        f"published      {_count(balance.published):>10}",
-        f"- stored       {balance.stored:>10,}",
-        f"- dead-lettered{balance.dead_lettered:>10,}",
+    gone = {
+        "stored": balance.stored,
+        "expired": balance.expired,
+        "dead-lettered": balance.dead_lettered,
+        "purged": balance.purged,
+        "too old": balance.beyond_retention,
+    }
+    meaning = {"expired": "their deadline had passed", "purged": "removed by an operator"}
+    meaning["too old"] = "older than the rows that are kept"
+    lines = [f"published      {_count(balance.published):>10}"]
+    for name, count in gone.items():
+        if count or name in ("stored", "dead-lettered"):
+            lines.append(f"- {name:<13}{count:>10,}   {meaning.get(name, '')}".rstrip())
+    lines += [
         f"= missing      {_count(balance.missing):>10}   {balance.in_flight:,} in the queue,"
         f" {_count(balance.lost)} lost",
         f"duplicate rows {balance.duplicate_rows:>10,}",
     ]
     if balance.unexpected:
         lines.append(f"other rows     {balance.unexpected:>10,}   of messages that these books do not know")
-    lines += [f"note: {note}" for note in balance.notes]
-    lines += [f"lost: {each}" for each in balance.lost_ids[:_SHOWN]]
-    if len(balance.lost_ids) > _SHOWN:
-        lines.append(f"lost: and {len(balance.lost_ids) - _SHOWN:,} more; --json lists all")
-    print("\n".join([*lines, _verdict(balance)]))
+    lines += [f"note: {plain(note)}" for note in balance.notes]
+    print("\n".join([*lines, *_missing(balance), _verdict(balance)]))
+
+
+def _missing(balance: Balance) -> list[str]:
+    """The first ids that are missing, those that are lost before all others."""
+    kinds = (("lost", balance.lost_ids), ("in the queue", balance.in_flight_ids))
+    every = [f"{kind}: {plain(each)}" for kind, ids in kinds for each in ids[:_MISSING_SHOWN]]
+    more = len(balance.lost_ids) + len(balance.in_flight_ids) - _MISSING_SHOWN
+    return every[:_MISSING_SHOWN] + ([f"and {more:,} more; --json lists all"] if more > 0 else [])
 
 
 def _verdict(balance: Balance) -> str:
@@ -232,7 +257,9 @@ def _speed(report: SendReport) -> float:
 
 def plain(text: str | None) -> str:
     """Text of unknown origin, without what a terminal would obey."""
-    return "".join(each if each.isprintable() else "?" for each in text or "")
+    if text is None or text.isprintable():
+        return text or ""
+    return "".join(each if each.isprintable() else "?" for each in text)
 
 
 def _plain(text: str | None) -> str:

@@ -43,10 +43,10 @@ class SourceError(ClientError):
 
 
 class ReplayIncomplete(ClientError):  # noqa: N818 - reads as the state it names
-    """Some dead letters could not be replayed: someone else holds them, or did until shortly before.
+    """Some dead letters could not be taken out: someone else holds them, or did until shortly before.
 
     Attributes:
-        sent: message ids of the letters that were replayed.
+        sent: message ids of the letters that were replayed, or purged.
         left: how many were not.
     """
 
@@ -56,8 +56,8 @@ class ReplayIncomplete(ClientError):  # noqa: N818 - reads as the state it names
         self.sent = tuple(sent)
         self.left = left
         super().__init__(
-            f"{len(self.sent)} letter(s) replayed, {left} not: another reader of the dead letters holds them,"
-            " or they do not fit into memory beside the others; run the same command again"
+            f"{len(self.sent):,} letter(s) done, {left:,} not: another reader of the dead letters holds them;"
+            " run the same command again"
         )
 
 

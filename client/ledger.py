@@ -37,7 +37,12 @@ CREATE TABLE IF NOT EXISTS ledger (
     sent_at TEXT NOT NULL,
     state TEXT NOT NULL CHECK (state IN ('sent', 'confirmed', 'refused'))
 );
-CREATE INDEX IF NOT EXISTS ledger_run ON ledger (run_id)
+CREATE INDEX IF NOT EXISTS ledger_run ON ledger (run_id);
+CREATE TABLE IF NOT EXISTS ledger_conflicts (
+    message_id TEXT NOT NULL,
+    sha256 TEXT NOT NULL,
+    PRIMARY KEY (message_id, sha256)
+)
 """
 _COLUMNS = "message_id, sha256, broker, topic, run_id, subject, label, kind, sent_at, state"
 _IDS_AT_ONCE = 900
@@ -114,6 +119,8 @@ class Ledger:
     def record(self, run_id: str, topic: str, submissions: Iterable[Submission], broker: str = "") -> None:
         """Write down what is about to be sent; an id that is there already keeps its first entry.
 
+        If that had another body, this one is noted as a conflict: only one of the two can become a row.
+
         Args:
             run_id: names the send.
             topic: where it goes.
@@ -140,7 +147,12 @@ class Ledger:
             f"INSERT INTO ledger ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"  # noqa: S608
         )
         with guarded(self.path), transaction(self._db):
-            self._db.executemany(statement, rows)
+            if self._db.executemany(statement, rows).rowcount < len(rows):
+                self._db.executemany(
+                    "INSERT OR IGNORE INTO ledger_conflicts SELECT ?1, ?2"
+                    " WHERE EXISTS (SELECT 1 FROM ledger WHERE message_id = ?1 AND sha256 != ?2)",
+                    [row[:2] for row in rows],
+                )
 
     def confirm(self, ids: Iterable[str]) -> None:
         """The broker stored these."""
@@ -177,6 +189,37 @@ class Ledger:
                    WHERE topic = ?1 AND state = ?2 AND broker = coalesce(?3, broker)"""
         with guarded(self.path):
             return {message_id for (message_id,) in self._db.execute(query, (topic, state, broker))}
+
+    def conflicts(self, topic: str, broker: str | None = None) -> set[str]:
+        """Return the ids under which messages to ``topic`` with different bodies were sent."""
+        query = """SELECT message_id FROM ledger JOIN ledger_conflicts USING (message_id)
+                   WHERE topic = ?1 AND broker = coalesce(?2, broker)"""
+        with guarded(self.path):
+            if not self._db.execute("SELECT 1 FROM sqlite_master WHERE name = 'ledger_conflicts'").fetchone():
+                return set()  # written by an older couturier, and by no newer one since
+            return {message_id for (message_id,) in self._db.execute(query, (topic, broker))}
+
+    def known(self, ids: Iterable[str]) -> set[str]:
+        """Return those of these ids that were recorded, and not refused."""
+        return self._asked(" AND state != 'refused'", (), ids)
+
+    def sent_before(self, ids: Iterable[str], when: datetime) -> set[str]:
+        """Return those of these ids that were recorded before a time, aware."""
+        return self._asked(" AND sent_at < ?", (when.astimezone(UTC).isoformat(),), ids)
+
+    def places(self) -> list[tuple[str, str]]:
+        """Return the brokers' addresses and topics of which anything was recorded."""
+        with guarded(self.path):
+            return self._db.execute("SELECT DISTINCT broker, topic FROM ledger ORDER BY 1, 2").fetchall()
+
+    def _asked(self, condition: str, values: tuple[str, ...], ids: Iterable[str]) -> set[str]:
+        source, found = iter(ids), set[str]()
+        with guarded(self.path):
+            while chunk := list(islice(source, _IDS_AT_ONCE)):
+                marks = ", ".join("?" * len(chunk))
+                query = f"SELECT message_id FROM ledger WHERE message_id IN ({marks}){condition}"  # noqa: S608
+                found.update(message_id for (message_id,) in self._db.execute(query, (*chunk, *values)))
+        return found
 
     def _mark(self, ids: Iterable[str], state: State) -> None:
         source = iter(ids)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 
 from broker import Broker
 
@@ -14,7 +14,7 @@ from .audit import Balance, Books, balance
 from .contact_sheet import Tile
 from .dlq import Letter, letters
 from .ledger import Entry
-from .results import ResultsReader
+from .results import Results
 from .schema import ResultRow
 
 
@@ -89,14 +89,14 @@ class Run:
         return sorted(tiles, key=lambda tile: tile.truth)
 
 
-async def collect(broker: Broker, topic: str, group: str, results: Path, entries: Sequence[Entry]) -> Run:
+async def collect(broker: Broker, topic: str, group: str, results: Results, entries: Sequence[Entry]) -> Run:
     """Look up what became of the messages of one send.
 
     Args:
         broker: open.
         topic: where they were sent.
         group: whose workers wrote ``results``.
-        results: the results file.
+        results: open for reading.
         entries: of the ledger.
 
     Raises:
@@ -106,15 +106,15 @@ async def collect(broker: Broker, topic: str, group: str, results: Path, entries
     mine = {each.message_id: each for each in entries}
     dead = [each async for each in letters(broker, topic, group) if each.message_id in mine]
     unsettled = {each.message.id async for each in broker.browse(topic, group)}
-    with ResultsReader(results) as reader:
-        rows = list(reader.find(mine))
-        duplicate_rows = reader.duplicates()
+    rows = await asyncio.to_thread(lambda: list(results.find(mine)))
+    duplicate_rows = await asyncio.to_thread(results.duplicates)
     books = Books(
         confirmed={each.message_id for each in entries if each.state == "confirmed"},
         unconfirmed={each.message_id for each in entries if each.state == "sent"},
         unsettled=unsettled & mine.keys(),
         dead={each.message_id for each in dead},
         stored={row.message_id for row in rows},
+        expired={row.message_id for row in rows if row.status == "expired"},
         duplicate_rows=duplicate_rows,
     )
     return Run(mine, rows, dead, balance(books))

@@ -2,49 +2,69 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+import contextlib
+import json
+import sqlite3
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker import Broker, Delivery, NotFound, connect, dead_letter_topic
+from broker import Broker, Delivery, Message, NotFound, connect, dead_letter_topic
 from client import Client, Ledger
-from client.audit import Books, audit, balance, balance_counts
-from client.results import ResultsWriter
-from client.schema import ResultRow
+from client.audit import Balance, Books, audit, balance, balance_counts
+from client.dlq import Choice, letters, purge, purged_topic, replay
+from client.results import ResultsReader, ResultsWriter, open_results
+from client.results.postgres import ddl
+from client.schema import ClassifyRequest, ResultRow
+from tests.services.postgres import PostgresService
 
 TOPIC, GROUP = "images", "classifiers"
 IDS = st.frozensets(st.integers(0, 30).map(str))
 
 
-@given(IDS, IDS, IDS, IDS, IDS)
+def places(found: Balance) -> list[int]:
+    """All places where a published message can be."""
+    finished = [found.stored, found.expired, found.dead_lettered, found.purged, found.beyond_retention]
+    return [*finished, found.in_flight, found.lost or 0]
+
+
+@given(IDS, IDS, IDS, IDS, IDS, IDS, IDS)
 def test_every_message_is_in_exactly_one_place(
     confirmed: frozenset[str],
     unconfirmed: frozenset[str],
     unsettled: frozenset[str],
     dead: frozenset[str],
+    purged: frozenset[str],
     stored: frozenset[str],
+    expired: frozenset[str],
 ) -> None:
-    """published = stored + dead + in flight + lost, whatever the sets, and lost is what is nowhere."""
-    found = balance(Books(confirmed, unconfirmed - confirmed, unsettled, dead, stored))
-    assert found.published == found.stored + found.dead_lettered + found.in_flight + found.lost
-    assert found.missing == found.published - found.stored - found.dead_lettered
-    assert set(found.lost_ids) == confirmed - stored - dead - unsettled
-    assert found.balanced == (not (confirmed | unsettled) - stored - dead)
-    assert found.stored + found.unexpected == len(stored)
-    seen = stored | dead | unsettled
-    assert found.unconfirmed == len(unconfirmed - confirmed - seen)
+    """published is the sum of all places, whatever the sets, and lost is what is nowhere."""
+    unconfirmed, expired = unconfirmed - confirmed, expired & stored
+    found = balance(Books(confirmed, unconfirmed, unsettled, dead, purged, stored, expired))
+    assert found.published == sum(places(found))
+    assert set(found.lost_ids) == confirmed - stored - dead - unsettled - purged
+    assert set(found.in_flight_ids) == unsettled - stored - dead
+    assert found.missing == len(found.lost_ids) + len(found.in_flight_ids)
+    assert found.balanced == (not (confirmed - purged | unsettled) - stored - dead)
+    assert found.stored + found.expired + found.unexpected == len(stored)
+    seen = stored | dead | unsettled | purged
+    assert found.unconfirmed == len(unconfirmed - seen)
+    assert found.purged == len(purged - stored - dead - unsettled)
 
 
-@given(st.integers(0, 50), st.integers(0, 50), st.integers(0, 50), st.integers(0, 50))
-def test_counts_balance_too(published: int, unsettled: int, dead: int, rows: int) -> None:
+@given(*[st.integers(0, 50)] * 6)
+def test_counts_balance_too(
+    published: int, unsettled: int, dead: int, rows: int, expired: int, purged: int
+) -> None:
     """Without ids nothing gets negative, and what the numbers cannot prove is said."""
-    found = balance_counts(published, unsettled, dead, rows)
-    assert found.published == found.stored + found.dead_lettered + found.in_flight + found.lost
-    assert min(found.stored, found.dead_lettered, found.in_flight, found.lost, found.unexpected) >= 0
-    assert found.lost == max(0, published - min(dead, published) - rows - unsettled)
+    found = balance_counts(published, unsettled, dead, rows, 0, min(expired, rows), purged)
+    assert found.published == sum(places(found))
+    assert min(*places(found), found.unexpected) >= 0
+    assert found.lost == max(0, published - dead - purged - rows - unsettled)
     assert found.notes
 
 
@@ -99,19 +119,19 @@ async def test_the_books_follow_the_messages(
     async with connect(f"sqlite:///{tmp_path}/queue.db") as broker:
         await broker.ensure(TOPIC, GROUP)
         await Client(broker, TOPIC, ledger).publish([b"x"] * 10)
-        before = await audit(broker, TOPIC, GROUP, path, ledger)
+        before = await audit(broker, TOPIC, GROUP, lambda: ResultsReader(path), ledger)
         assert (before.published, before.in_flight, before.balanced) == (10, 10, False)
 
         await settle(broker, path, row, rows=5, dead=2)
-        half = await audit(broker, TOPIC, GROUP, path, ledger)
+        half = await audit(broker, TOPIC, GROUP, lambda: ResultsReader(path), ledger)
         assert (half.stored, half.dead_lettered, half.in_flight, half.lost) == (5, 2, 3, 0)
 
         await settle(broker, path, row, rows=3, dead=0)
-        done = await audit(broker, TOPIC, GROUP, path, ledger)
+        done = await audit(broker, TOPIC, GROUP, lambda: ResultsReader(path), ledger)
         assert (done.stored, done.dead_lettered, done.missing, done.balanced) == (8, 2, 0, True)
         assert done.basis == "ledger"
 
-        counted = await audit(broker, TOPIC, GROUP, path, None)
+        counted = await audit(broker, TOPIC, GROUP, lambda: ResultsReader(path), None)
         assert (counted.published, counted.stored, counted.dead_lettered, counted.balanced) == (
             10,
             8,
@@ -121,7 +141,7 @@ async def test_the_books_follow_the_messages(
         assert counted.basis == "broker"
 
         path.unlink()
-        gone = await audit(broker, TOPIC, GROUP, path, ledger)
+        gone = await audit(broker, TOPIC, GROUP, lambda: ResultsReader(path), ledger)
         assert (gone.lost, len(gone.lost_ids), gone.balanced) == (8, 8, False)
 
 
@@ -130,7 +150,7 @@ async def test_an_unknown_topic_has_no_books(tmp_path: Path, ledger: Ledger) -> 
     """A misspelt name is an error, not an empty balance."""
     async with connect(f"memory://{tmp_path.name}") as broker:
         with pytest.raises(NotFound):
-            await audit(broker, "nowhere", GROUP, tmp_path / "results.db", ledger)
+            await audit(broker, "nowhere", GROUP, lambda: ResultsReader(tmp_path / "r.db"), ledger)
 
 
 class Moving(Broker):
@@ -159,7 +179,7 @@ async def test_a_message_that_moves_while_the_books_are_read_is_not_missed(
     async with Moving(tmp_path.name, lambda broker: settle(broker, path, row, rows=4, dead=1)) as broker:
         await broker.ensure(TOPIC, GROUP)
         await Client(broker, TOPIC, ledger).publish([b"x"] * 10)
-        found = await audit(broker, TOPIC, GROUP, path, ledger)
+        found = await audit(broker, TOPIC, GROUP, lambda: ResultsReader(path), ledger)
     assert (found.stored, found.dead_lettered, found.in_flight, found.lost) == (8, 2, 0, 0)
 
 
@@ -170,10 +190,10 @@ async def test_messages_of_other_senders_are_not_passed_over(tmp_path: Path, led
     async with connect(f"sqlite:///{tmp_path}/queue.db") as broker:
         await broker.ensure(TOPIC, GROUP)
         await Client(broker, TOPIC).publish([b"x"] * 5)
-        unknown = await audit(broker, TOPIC, GROUP, path, ledger)
+        unknown = await audit(broker, TOPIC, GROUP, lambda: ResultsReader(path), ledger)
         assert (unknown.basis, unknown.in_flight, unknown.balanced) == ("broker", 5, False)
         await Client(broker, TOPIC, ledger).publish([b"x"] * 2)
-        partly = await audit(broker, TOPIC, GROUP, path, ledger)
+        partly = await audit(broker, TOPIC, GROUP, lambda: ResultsReader(path), ledger)
         assert (partly.published, partly.in_flight, partly.balanced) == (7, 7, False)
         assert "5 message(s)" in partly.notes[0]
 
@@ -186,5 +206,134 @@ async def test_one_ledger_serves_several_queues(tmp_path: Path, ledger: Ledger) 
         async with connect(f"sqlite:///{tmp_path}/{name}.db") as broker:
             await broker.ensure(TOPIC, GROUP)
             await Client(broker, TOPIC, ledger).publish([b"x"] * count)
-            found = await audit(broker, TOPIC, GROUP, path, ledger)
+            found = await audit(broker, TOPIC, GROUP, lambda: ResultsReader(path), ledger)
             assert (found.published, found.in_flight, found.lost) == (count, count, 0)
+
+
+@pytest.mark.anyio
+async def test_expired_purged_and_forgotten_messages_are_not_lost(
+    tmp_path: Path, ledger: Ledger, row: Callable[..., ResultRow]
+) -> None:
+    """Each has a place of its own; what vanished without a trace is lost all the same."""
+    path = tmp_path / "results.db"
+    async with connect(f"sqlite:///{tmp_path}/queue.db") as broker:
+        await broker.ensure(TOPIC, GROUP)
+        sent = await Client(broker, TOPIC, ledger).publish([b"x"] * 10)
+        await settle(broker, path, row, rows=6, dead=4)
+        await purge(broker, TOPIC, GROUP, Choice(), create=True)
+        with contextlib.closing(sqlite3.connect(path)) as db, db:
+            db.execute("UPDATE results SET status = 'expired' WHERE rowid IN (1, 2)")
+        found = await audit(broker, TOPIC, GROUP, lambda: ResultsReader(path), ledger)
+        assert (found.stored, found.expired, found.dead_lettered, found.purged) == (4, 2, 0, 4)
+        assert (found.published, found.balanced) == (10, True)
+        counted = await audit(broker, TOPIC, GROUP, lambda: ResultsReader(path), None)
+        assert (counted.stored, counted.expired, counted.purged, counted.lost) == (4, 2, 4, 0)
+
+        writer = ResultsWriter(path)
+        start = datetime.fromisoformat(next(ledger.entries(run_id=sent.run_id)).sent_at)
+        assert writer.claim_pruning(datetime.now(UTC), 3600.0, start)
+        with contextlib.closing(sqlite3.connect(path)) as db, db:
+            db.execute("DELETE FROM results WHERE rowid = 3")
+        gone = await audit(broker, TOPIC, GROUP, lambda: ResultsReader(path), ledger)
+        assert (gone.lost, gone.beyond_retention, gone.balanced) == (1, 0, False)
+        assert writer.claim_pruning(
+            datetime.now(UTC) + timedelta(hours=2), 3600.0, datetime.now(UTC) + timedelta(seconds=1)
+        )
+        old = await audit(broker, TOPIC, GROUP, lambda: ResultsReader(path), ledger)
+        assert (old.lost, old.beyond_retention, old.balanced) == (0, 1, True)
+        writer.close()
+
+
+@pytest.mark.anyio
+async def test_a_purge_that_was_cut_short_counts_as_a_letter(
+    tmp_path: Path, ledger: Ledger, row: Callable[..., ResultRow]
+) -> None:
+    """Between note and ack a message is in both places, and counted once; replayed instead, it is a row."""
+    path = tmp_path / "results.db"
+    async with connect(f"sqlite:///{tmp_path}/queue.db") as broker:
+        await broker.ensure(TOPIC, GROUP)
+        await Client(broker, TOPIC, ledger).publish([b"x"] * 3)
+        await settle(broker, path, row, rows=0, dead=3)
+        letter = await anext(letters(broker, TOPIC, GROUP))
+        await broker.ensure(purged_topic(TOPIC, GROUP), "operators")
+        note = json.dumps({"message_id": letter.message_id}).encode()
+        await broker.publish(purged_topic(TOPIC, GROUP), [Message(data=note)])
+        found = await audit(broker, TOPIC, GROUP, lambda: ResultsReader(path), ledger)
+        assert (found.dead_lettered, found.purged, found.balanced) == (3, 0, True)
+
+        await replay(broker, TOPIC, GROUP, Choice(frozenset([letter.message_id])))
+        again = await audit(broker, TOPIC, GROUP, lambda: ResultsReader(path), ledger)
+        assert (again.dead_lettered, again.purged, again.in_flight) == (2, 0, 1)
+        await settle(broker, path, row, rows=1, dead=0)
+        done = await audit(broker, TOPIC, GROUP, lambda: ResultsReader(path), ledger)
+        assert (done.stored, done.dead_lettered, done.purged, done.balanced) == (1, 2, 0, True)
+
+
+class Sending(Broker):
+    """A broker to which somebody sends while somebody else looks."""
+
+    def __init__(self, name: str, ledger: Ledger) -> None:
+        super().__init__(connect(f"memory://{name}")._driver)
+        self.ledger = ledger
+
+    async def browse(self, topic: str, group: str) -> AsyncIterator[Delivery]:
+        """Send two more before each look at the queue."""
+        if topic == TOPIC:
+            await Client(self, TOPIC, self.ledger).publish([b"x"] * 2)
+        async for each in super().browse(topic, group):
+            yield each
+
+
+@pytest.mark.anyio
+async def test_what_is_sent_while_the_books_are_read_is_no_stranger(tmp_path: Path, ledger: Ledger) -> None:
+    """It is left to the next audit; nothing is said of other senders."""
+    async with Sending(tmp_path.name, ledger) as broker:
+        await broker.ensure(TOPIC, GROUP)
+        await Client(broker, TOPIC, ledger).publish([b"x"] * 3)
+        found = await audit(broker, TOPIC, GROUP, lambda: ResultsReader(tmp_path / "r.db"), ledger)
+    assert (found.published, found.in_flight, found.lost, found.notes) == (3, 3, 0, ())
+
+
+@pytest.mark.anyio
+async def test_ids_that_were_sent_with_different_bodies_are_named(tmp_path: Path, ledger: Ledger) -> None:
+    """Only one of the bodies can become a row; the same body twice is no conflict."""
+    async with connect(f"memory://{tmp_path.name}") as broker:
+        await broker.ensure(TOPIC, GROUP)
+        client = Client(broker, TOPIC, ledger)
+        requests = [ClassifyRequest(image=body, id=name) for name, body in (("a", b"1"), ("b", b"2"))]
+        await client.publish(requests)
+        await client.publish([requests[0], ClassifyRequest(image=b"3", id="b")])
+        found = await audit(broker, TOPIC, GROUP, lambda: ResultsReader(tmp_path / "r.db"), ledger)
+    assert (found.published, found.conflicts) == (2, 1)
+    assert "the first is b" in found.notes[0]
+
+
+@pytest.mark.anyio
+async def test_rows_in_postgresql_are_audited(
+    tmp_path: Path, ledger: Ledger, row: Callable[..., ResultRow], postgres_service: PostgresService
+) -> None:
+    """The books are the same wherever the rows are; before the first worker there are none."""
+    url = postgres_service.new_database()
+    async with connect(f"sqlite:///{tmp_path}/queue.db") as broker:
+        await broker.ensure(TOPIC, GROUP)
+        sent = await Client(broker, TOPIC, ledger).publish([b"x"] * 5)
+        before = await audit(broker, TOPIC, GROUP, lambda: open_results(url), ledger)
+        assert (before.in_flight, before.stored) == (5, 0)
+        ids = [each.message_id for each in ledger.entries(run_id=sent.run_id)]
+        statuses = ["ok", "abstained", "expired"]
+        store_in_postgres(
+            url, [row(each, status=status) for each, status in zip(ids, statuses, strict=False)]
+        )
+        found = await audit(broker, TOPIC, GROUP, lambda: open_results(url), ledger)
+    assert (found.stored, found.expired, found.in_flight, found.lost) == (2, 1, 2, 0)
+
+
+def store_in_postgres(url: str, rows: Sequence[ResultRow]) -> None:
+    """Make the table and store rows in it."""
+    import psycopg
+
+    names = ", ".join(f'"{name}"' for name in ResultRow._fields)
+    marks = ", ".join(["%s"] * len(ResultRow._fields))
+    with psycopg.connect(url) as db:
+        db.execute(ddl())
+        db.cursor().executemany(f"INSERT INTO results ({names}) VALUES ({marks})", rows)

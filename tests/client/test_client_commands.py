@@ -19,11 +19,17 @@ from tests.commands import Run
 COMMAND = [sys.executable, "-m", "couturier"]
 
 
-def store_rows_of(ledger: Path, results: Path, row: Callable[..., ResultRow]) -> list[str]:
-    """Store a row for every message of a ledger, as workers would."""
+def ids_of(ledger: Path) -> list[str]:
+    """Return the ids of a ledger."""
     with sqlite3.connect(ledger) as db:
         ids = [message_id for (message_id,) in db.execute("SELECT message_id FROM ledger")]
     db.close()
+    return ids
+
+
+def store_rows_of(ledger: Path, results: Path, row: Callable[..., ResultRow]) -> list[str]:
+    """Store a row for every message of a ledger, as workers would."""
+    ids = ids_of(ledger)
     writer = ResultsWriter(results)
     writer.write([row(each, label="Bag" if place else "Coat") for place, each in enumerate(ids)])
     writer.close()
@@ -57,6 +63,8 @@ def test_a_send_is_audited_and_its_results_shown(
     assert len(json.loads(run("results", "--label", "Bag", "--limit", "3", "--json").stdout)) == 3
     assert json.loads(run("results", "--id", ids[0], "--json").stdout)[0]["label"] == "Coat"
     assert json.loads(run("results", "--label", "Hat", "--json").stdout) == []
+    assert len(json.loads(run("results", "--status", "ok", "--label", "Bag", "--json").stdout)) == 19
+    assert json.loads(run("results", "--status", "expired", "--json").stdout) == []
     assert "19" not in run("results", "--limit", "1").stdout.splitlines()[-1].split(" of ")[0]
 
 
@@ -66,6 +74,34 @@ def test_files_of_ones_own_are_sent(run: Run, tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"x")
     sent = json.loads(run("client", "send", str(tmp_path), "--json").stdout)
     assert (sent["published"], sent["skipped"]) == (2, 1)
+
+
+def test_an_audit_names_what_is_missing(run: Run, tmp_path: Path, row: Callable[..., ResultRow]) -> None:
+    """The first twenty ids for people, all for machines; and what may be configured wrongly."""
+    queue = tmp_path / "home" / "queue.db"
+    assert run("client", "send", "--images", "30").returncode == 0
+    ledger = tmp_path / "home" / "ledger.db"
+    ids = ids_of(ledger)
+    waiting = run("audit")
+    assert waiting.returncode == 1
+    assert waiting.stdout.count("in the queue: ") == 20
+    assert "and 10 more; --json lists all" in waiting.stdout
+    assert sorted(json.loads(run("audit", "--json").stdout)["in_flight_ids"]) == sorted(ids)
+
+    queue.unlink()
+    assert run("topics", "ensure", "images", "--group", "classifiers").returncode == 0
+    lost = run("audit")
+    assert lost.returncode == 1
+    assert lost.stdout.count("lost: ") == 20
+    assert "results.db does not exist" in lost.stdout
+    assert "another SINK_URL" in lost.stdout
+    assert json.loads(run("audit", "--json").stdout)["lost_ids"] == sorted(ids)
+
+    other = run("audit", BROKER_URL=f"sqlite:///{queue}", COUTURIER_TOPIC="nowhere")
+    assert (other.returncode, "nowhere" in other.stderr) == (69, True)
+    assert run("topics", "ensure", "others", "--group", "classifiers").returncode == 0
+    books = run("audit", "--topic", "others")
+    assert f"the ledger knows other places: topic 'images' at sqlite:///{queue}" in books.stdout
 
 
 def test_an_audit_without_a_ledger_says_what_it_cannot_prove(
@@ -135,9 +171,22 @@ def _confirmed(ledger: Path) -> int:
             78,
             "COUTURIER_CREATE='perhaps'",
         ),
-        (("results",), {"SINK_URL": "postgresql://bob:hunter2@h/d"}, 78, "postgresql://***@h/d"),
+        (
+            ("results",),
+            {"SINK_URL": "postgresql://bob:hunter2@127.0.0.1:1/d"},
+            1,
+            "postgresql://***@127.0.0.1:1/d",
+        ),
         (("client", "send", "--images", "1"), {"COUTURIER_CREATE": "false"}, 69, "images"),
-        (("results",), {"SINK_URL": "postgresql://h/d"}, 78, "SINK_URL"),
+        (("results",), {"SINK_URL": "topic:answers"}, 78, "SINK_URL='topic:answers' cannot be read"),
+        (
+            ("audit",),
+            {"SINK_URL": "jsonl:///rows.jsonl"},
+            78,
+            "SINK_URL='jsonl:///rows.jsonl' cannot be read",
+        ),
+        (("results", "--id", "x", "--status", "ok"), {}, 2, "--status"),
+        (("results", "--status", "lost"), {}, 2, "--status"),
         (("results", "--limit", "-1"), {}, 2, "--limit"),
         (("results", "--id", "x", "--label", "Bag"), {}, 2, "--label"),
         (("audit",), {}, 69, "images"),

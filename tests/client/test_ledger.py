@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import sqlite3
 from pathlib import Path
@@ -87,3 +88,20 @@ def test_the_default_place_is_the_state_directory(tmp_path: Path, monkeypatch: p
     with Ledger() as ledger:
         assert ledger.path == tmp_path / "home" / "ledger.db"
         assert ledger.path.exists()
+
+
+def test_a_ledger_of_an_older_couturier_has_no_conflicts(tmp_path: Path) -> None:
+    """It is read as it is; the first writer adds what is lacking."""
+    path = tmp_path / "ledger.db"
+    Ledger(path).close()
+    with contextlib.closing(sqlite3.connect(path)) as db, db:
+        db.execute("DROP TABLE ledger_conflicts")
+    with Ledger(path, read_only=True) as old:
+        assert old.conflicts("t") == set()
+        assert old.places() == []
+    with Ledger(path) as new:
+        for body in (b"1", b"2"):
+            new.record("r", "t", [Submission(ClassifyRequest(image=body, id="m"))], "here")
+        assert (new.conflicts("t", "here"), new.conflicts("t", "elsewhere")) == ({"m"}, set())
+        assert new.places() == [("here", "t")]
+        assert new.known(["m", "n"]) == {"m"}
