@@ -30,7 +30,7 @@ class KafkaPlace:
     def __init__(self, stack: ExitStack) -> None:
         from confluent_kafka.admin import AdminClient
 
-        self.address = os.environ.get("KAFKA_BOOTSTRAP_SERVERS") or _service(
+        self.address = os.environ.get("KAFKA_BOOTSTRAP_SERVERS") or service(
             "KafkaService", "bootstrap", stack
         )
         self._admin = AdminClient({"bootstrap.servers": self.address})
@@ -87,7 +87,7 @@ class PubsubPlace:
         from .pubsub_clients import PROJECT
 
         given = os.environ.get("PUBSUB_EMULATOR_HOST")
-        self.address = given or _service("PubSubService", "host", stack)
+        self.address = given or service("PubSubService", "host", stack)
         os.environ["PUBSUB_EMULATOR_HOST"] = self.address
         self._url = f"pubsub://{PROJECT}"
 
@@ -150,8 +150,14 @@ PLACES: dict[str, type[KafkaPlace] | type[PubsubPlace] | type[SqlitePlace]] = {
 }
 
 
-def _service(kind: str, attribute: str, stack: ExitStack) -> str:
-    """Start the server that the tests use; the addresses that they know work here, too."""
+def service(kind: str, attribute: str, stack: ExitStack) -> str:
+    """Start a server of ``tests.services``; the addresses that the tests know work here, too.
+
+    Args:
+        kind: name of the class.
+        attribute: of the service, what is asked for.
+        stack: ends it.
+    """
     from tests import services
 
     run = services.Run.alone()
