@@ -38,9 +38,7 @@ if TYPE_CHECKING:
     from worker.crew import Crew
 
 Images = Mapping[str | None, bytes]
-_STALLED_S = 120.0
-_LOOK_S = 0.1
-_STILL_S = 2.0
+_STALLED_S, _LOOK_S, _STILL_S = 120.0, 0.1, 2.0
 # The limit is measured before and after the pipeline, because the speed of a shared machine drifts.
 _LIMIT_S = 0.7
 _TILES, _TILES_WRONG = 60, 20
@@ -172,7 +170,7 @@ def _demonstrate(plan: Plan) -> Outcome:
     from client.sources.fashion_mnist import FashionMnist
 
     shared_broker_url()
-    load().results_path()
+    load().results_url()
     if note := embedded_note():
         typer.echo(note, err=True)
     source = FashionMnist(plan.images, plan.seed, plan.bad_ratio)
@@ -203,20 +201,19 @@ async def _run_pipeline(plan: Plan, source: FashionMnist) -> tuple[Run, str, flo
     from broker.settings import home
     from client.client import Client
     from client.ledger import Ledger
-    from client.results import ResultsReader
     from client.run import collect
     from client.settings import load, shared_broker_url
 
     settings, url = load(), shared_broker_url()
     async with connect() as broker:
         if settings.create:
-            await broker.ensure(settings.topic, settings.group)
+            await settings.ensure(broker)
         with Ledger() as ledger, _progress() as progress, _workers(plan, home() / "demo", url) as crew:
             bars = [progress.add_task(name, total=plan.images) for name in ("published", "classified")]
             starting = progress.add_task("workers", total=plan.workers)
             await crew.ready(lambda count: progress.update(starting, completed=count))
             client = Client(broker, settings.topic, ledger)
-            with ResultsReader(settings.results_path()) as results:
+            with settings.open_results() as results:
                 before, due = results.count(), plan.images - source.bad_count
                 start = time.time()
                 sent = await client.publish(
@@ -230,10 +227,10 @@ async def _run_pipeline(plan: Plan, source: FashionMnist) -> tuple[Run, str, flo
                     due,
                     lambda rows: progress.update(bars[1], completed=rows),
                 )
-            end = time.time()
-            await crew.stop()
-            mine = list(ledger.entries(run_id=sent.run_id))
-            run = await collect(broker, settings.topic, settings.group, settings.results_path(), mine)
+                end = time.time()
+                await crew.stop()
+                mine = list(ledger.entries(run_id=sent.run_id))
+                run = await collect(broker, settings.topic, settings.group, results, mine)
             return run, broker.capabilities.backend, (run.last_stored or end) - start
 
 
@@ -268,8 +265,8 @@ async def _settled(
 ) -> None:
     """Return once the group has nothing left.
 
-    The results file is asked all the time. The broker is asked once the file has what is due, or stands
-    still: on Pub/Sub its answer costs as much as receiving all that is left.
+    The results are asked all the time. The broker is asked once they have what is due, or stand still:
+    on Pub/Sub its answer costs as much as receiving all that is left.
 
     Args:
         broker: open.

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .handler import ImageHandler
-    from .main import Launch, run
+    from .launch import Launch
+    from .main import run
     from .settings import WorkerSettings
     from .sinks import Sink, SinkUnavailable, open_sink
 
@@ -23,7 +24,8 @@ __all__ = [
 
 _HOMES = {
     ".handler": ("ImageHandler",),
-    ".main": ("Launch", "run"),
+    ".launch": ("Launch",),
+    ".main": ("run",),
     ".settings": ("WorkerSettings",),
     ".sinks": ("Sink", "SinkUnavailable", "open_sink"),
 }

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
-# One process per core: threads of a numeric library would only fight over it.
+# A numeric library would take as many threads as there are cores, in every process.
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -45,41 +46,56 @@ def worker(
         float | None,
         typer.Option(min=0, help="Seconds to finish after SIGTERM [COUTURIER_DRAIN_TIMEOUT, 25]."),
     ] = None,
+    processes: Annotated[
+        int | None, typer.Option(min=1, max=256, help="Workers to keep running [COUTURIER_PROCESSES, 1].")
+    ] = None,
     ready_file: Annotated[Path | None, typer.Option(help="Create this file when receiving.")] = None,
-    until_stdin_closes: Annotated[
-        bool, typer.Option("--until-stdin-closes", help="Drain when standard input ends, too.")
-    ] = False,
 ) -> None:
     """Classify images from the queue.
 
     Until SIGTERM or Ctrl-C; then it finishes what it holds and exits 0. A second signal ends it at once.
+    With --processes several workers run, and one that dies is started again.
     """
-    for name in _THREAD_VARIABLES:
-        os.environ.setdefault(name, "1")
+    said: dict[str, Any] = {
+        "topic": topic,
+        "group": group,
+        "sink_url": sink,
+        "model": model,
+        "engine": engine,
+        "batch_size": batch_size,
+        "drain_timeout_s": drain_timeout,
+        "processes": processes,
+    }
+    code = _work(said, ready_file)
+    if code:
+        raise typer.Exit(code)
+
+
+def _work(said: Mapping[str, Any], ready_file: Path | None) -> int:
+    """Run one worker or several; return the exit code."""
     import asyncio
 
     from broker.drivers.options import public_url
     from broker.settings import broker_url
 
+    from .launch import Launch
     from .log import configure
-    from .main import Launch, run
-    from .settings import load
+    from .settings import environment, load
 
-    settings = load(
-        topic=topic,
-        group=group,
-        sink_url=sink,
-        model=model,
-        engine=engine,
-        batch_size=batch_size,
-        drain_timeout_s=drain_timeout,
-    )
+    settings = load(**said)
     if broker_url().startswith("memory:"):
         raise ValueError(
             f"the broker {public_url(broker_url())!r} lives inside one process, and nobody could send to this"
             " worker; set BROKER_URL=sqlite:///queue.db, or unset BROKER_URL and BROKER_BACKEND"
         )
+    for name in _THREAD_VARIABLES:
+        os.environ.setdefault(name, str(settings.threads))
     configure(settings.log_level, settings.log_format)
-    code = asyncio.run(run(settings, Launch(ready_file, until_stdin_closes)))
-    if code:
-        raise typer.Exit(code)
+    launch = Launch(ready_file, settings.until_stdin_closes)
+    if settings.processes > 1:
+        from .supervisor import supervise
+
+        return asyncio.run(supervise(settings, environment(**said), launch))
+    from .main import run
+
+    return asyncio.run(run(settings, launch))

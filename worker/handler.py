@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
+from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING
 
 import structlog
 
-from broker import Delivery, Done, Outcome, Reject
+from broker import Delivery, Done, Histogram, Outcome, Reject
 from broker.message import utc_now
-from classifier.images import InvalidImage
 from client.schema import ResultRow, expires_at
 
+from .engine import Answer, Crashed, Engine, Refused
 from .sinks.base import Sink, WriteReport, write_patiently
-
-if TYPE_CHECKING:
-    from classifier.predict import Classifier, Prediction
 
 log = structlog.stdlib.get_logger("worker")
 
 _DONE = Done()
-_NO_TAGS = "[]"
-_NO_ANSWER = ("expired", None, None, None, None, None, None, _NO_TAGS)
+_NO_ANSWER = ("expired", None, None, None, None, None, None, "[]")
 
 
 @dataclass(slots=True)
@@ -37,6 +31,7 @@ class Tally:
         replays: rows that were there already, with the same content.
         conflicts: rows that were there already with other content; the first one was kept.
         invalid: images that cannot be decoded.
+        crashed: images that killed the engine too often.
         expired: images that came after their deadline.
         refused: rows that the sink refused for what they say.
     """
@@ -45,6 +40,7 @@ class Tally:
     replays: int = 0
     conflicts: int = 0
     invalid: int = 0
+    crashed: int = 0
     expired: int = 0
     refused: int = 0
 
@@ -52,27 +48,36 @@ class Tally:
 class ImageHandler:
     """The worker's handler for ``broker.process``; batches may overlap.
 
-    While one batch is written the next is predicted. Predicting itself happens in one thread, because a
-    second one would only take the core from the first.
+    While one batch is written the next is decoded and predicted.
 
     Args:
-        classifier: loaded.
+        engine: running.
         sink: open.
         worker: names this process in every row.
         sink_deadline_s: for how long a failing write is repeated before the whole worker pauses, seconds.
+
+    Attributes:
+        tally: what it did.
+        predictions: answers by label.
     """
 
-    def __init__(
-        self, classifier: Classifier, sink: Sink, worker: str, sink_deadline_s: float = 10.0
-    ) -> None:
+    def __init__(self, engine: Engine, sink: Sink, worker: str, sink_deadline_s: float = 10.0) -> None:
         self.tally = Tally()
-        self._classifier = classifier
+        self.predictions: Counter[str] = Counter()
+        self._engine = engine
         self._sink = sink
         self._worker = worker
         self._sink_deadline_s = sink_deadline_s
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="predict")
-        manifest = classifier.manifest
-        self.model = (manifest.name, manifest.version, manifest.hash, classifier.engine)
+
+    @property
+    def model(self) -> tuple[str, str, str, str]:
+        """Name, version, hash and engine of the model that answers now."""
+        return self._engine.model
+
+    @property
+    def inference_seconds(self) -> Histogram:
+        """Seconds of decoding and predicting a batch."""
+        return self._engine.seconds
 
     async def __call__(self, deliveries: Sequence[Delivery]) -> list[Outcome]:
         """Classify a batch.
@@ -81,23 +86,22 @@ class ImageHandler:
             ``Done`` for every delivery that has a row now, ``Reject`` for one that can never have one.
 
         Raises:
-            Unavailable: the sink is away; nobody is to blame.
-            Exception: what the classifier raises; the caller finds out which image it was.
+            Unavailable: the sink or the engine is away; nobody is to blame.
+            EngineError: the engine fails at one of the images; the caller finds out which.
         """
         now = utc_now()
         due = [not _expired(each, now) for each in deliveries]
-        images = [each.message.data for each, is_due in zip(deliveries, due, strict=True) if is_due]
-        loop = asyncio.get_running_loop()
-        answers = iter(await loop.run_in_executor(self._thread, self._classifier.predict, images))
+        wanted = [each.message for each, is_due in zip(deliveries, due, strict=True) if is_due]
+        found = await self._engine.predict([each.data for each in wanted], [each.id for each in wanted])
+        answers = iter(found)
         stored_at = utc_now()
         stamp = stored_at.isoformat()
         outcomes: list[Outcome] = [_DONE] * len(deliveries)
         rows: list[ResultRow] = []
         for place, delivery in enumerate(deliveries):
             answer = next(answers) if due[place] else None
-            if isinstance(answer, InvalidImage):
-                detail = f"{answer.reason}: {answer.detail}"
-                outcomes[place] = Reject("invalid-image", detail, stage="decode")
+            if isinstance(answer, Refused | Crashed):
+                outcomes[place] = self._rejected(answer)
             else:
                 rows.append(self._row(delivery, answer, stored_at, stamp))
         if rows:
@@ -105,17 +109,18 @@ class ImageHandler:
             self._count(report)
             if report.refused:
                 _blame(deliveries, outcomes, report)
-        self.tally.invalid += len(deliveries) - len(rows)
-        self.tally.expired += len(due) - len(images)
+        self.tally.expired += len(due) - len(wanted)
+        self.predictions.update(each.label for each in found if isinstance(each, Answer))
         return outcomes
 
-    def close(self) -> None:
-        """End the thread once the running prediction is done."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
+    def _rejected(self, answer: Refused | Crashed) -> Reject:
+        if isinstance(answer, Crashed):
+            self.tally.crashed += 1
+            return Reject("crashed", answer.error, stage=answer.stage)
+        self.tally.invalid += 1
+        return Reject("invalid-image", f"{answer.reason}: {answer.detail}", stage="decode")
 
-    def _row(
-        self, delivery: Delivery, answer: Prediction | None, stored_at: datetime, stamp: str
-    ) -> ResultRow:
+    def _row(self, delivery: Delivery, answer: Answer | None, stored_at: datetime, stamp: str) -> ResultRow:
         """The row of one image; no answer means that it came after its deadline."""
         message, received_at = delivery.message, delivery.received_at
         queue_s = (received_at - message.time).total_seconds()
@@ -123,7 +128,7 @@ class ImageHandler:
         return ResultRow._make(
             (
                 message.id,
-                *(_NO_ANSWER if answer is None else _columns(answer)),
+                *(_NO_ANSWER if answer is None else answer),
                 *self.model,
                 _text(message.key),
                 _text(message.source),
@@ -155,20 +160,6 @@ def _blame(deliveries: Sequence[Delivery], outcomes: list[Outcome], report: Writ
         why = report.refused.get(delivery.message.id)
         if why is not None and outcomes[place] is _DONE:
             outcomes[place] = Reject("row-refused", why, stage="store")
-
-
-def _columns(answer: Prediction) -> tuple[str | float | int, ...]:
-    """The columns ``status`` to ``tags``."""
-    return (
-        "ok",
-        answer.label,
-        answer.label_index,
-        answer.confidence,
-        answer.runner_up,
-        answer.runner_up_confidence,
-        answer.group_label,
-        _NO_TAGS,
-    )
 
 
 def _expired(delivery: Delivery, now: datetime) -> bool:

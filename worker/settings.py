@@ -34,11 +34,31 @@ class WorkerSettings(BaseSettings):
     create: bool = Field(
         default=True, validation_alias="COUTURIER_CREATE", description="create a missing topic and group"
     )
+    retention_days: float | None = Field(
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        validation_alias="COUTURIER_RETENTION",
+        description="days for which a new topic keeps images, classified or not; the broker's own if unset",
+    )
+    letters_days: float | None = Field(
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        validation_alias="COUTURIER_DLQ_RETENTION",
+        description="the same of a new dead-letter topic",
+    )
     sink_url: str = Field(
         default_factory=default_url,
         repr=False,  # it may hold a password
         validation_alias="SINK_URL",
-        description="where results go",
+        description="where results go; several places, separated by commas",
+    )
+    results_days: float | None = Field(
+        default=None,
+        gt=0,
+        validation_alias="COUTURIER_RESULTS_RETENTION",
+        description="days after which rows in a database are removed; never if unset",
     )
     model: Path | None = Field(
         default=None,
@@ -63,6 +83,54 @@ class WorkerSettings(BaseSettings):
     drain_timeout_s: float = Field(
         default=25.0, ge=0, validation_alias="COUTURIER_DRAIN_TIMEOUT", description="time to finish, seconds"
     )
+    until_stdin_closes: bool = Field(
+        default=False,
+        validation_alias="COUTURIER_UNTIL_STDIN_CLOSES",
+        description="drain when standard input ends, too: so that a worker does not outlive who started it",
+    )
+    http_host: str = Field(
+        default="127.0.0.1",
+        validation_alias="COUTURIER_HTTP_HOST",
+        description="where /livez, /readyz, /metrics and /status are served; 0.0.0.0 in a container",
+    )
+    http_port: int | None = Field(
+        default=None,
+        ge=0,
+        le=65535,
+        validation_alias="COUTURIER_HTTP_PORT",
+        description="their port; unset: any free one, which `couturier status` finds; the second of several"
+        " workers takes the next",
+    )
+    lag_interval_s: float | None = Field(
+        default=None,
+        ge=0,
+        validation_alias="COUTURIER_LAG_INTERVAL",
+        description="how often the backlog is measured, seconds; 0 is never; unset: 15, never on Pub/Sub",
+    )
+    predict_timeout_s: float = Field(
+        default=30.0,
+        gt=0,
+        validation_alias="COUTURIER_PREDICT_TIMEOUT",
+        description="the engine is killed when it makes no progress for this long, seconds",
+    )
+    crashes: int = Field(
+        default=3,
+        ge=1,
+        validation_alias="COUTURIER_CRASHES",
+        description="deaths of the engine before the dead letter",
+    )
+    memory_mb: int | None = Field(
+        default=None,
+        ge=128,
+        validation_alias="COUTURIER_MEMORY_MB",
+        description="most memory of the engine, MiB; no limit if unset",
+    )
+    threads: int = Field(
+        default=1, ge=1, validation_alias="COUTURIER_THREADS", description="threads of one prediction"
+    )
+    processes: int = Field(
+        default=1, ge=1, le=256, validation_alias="COUTURIER_PROCESSES", description="workers on this machine"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", validation_alias="LOG_LEVEL", description="least severe line that is shown"
     )
@@ -85,6 +153,13 @@ def load(**overrides: Any) -> WorkerSettings:
     return settings.read(WorkerSettings, **overrides)
 
 
+def environment(**overrides: Any) -> dict[str, str]:
+    """Return our environment with overrides written into it, for a process that shall see the same."""
+    names = {name: str(field.validation_alias) for name, field in WorkerSettings.model_fields.items()}
+    said = {names[name]: str(value) for name, value in overrides.items() if value is not None}
+    return {**os.environ, **said}
+
+
 def check() -> None:
     """Look at everything that can be looked at without connecting to anything.
 
@@ -93,4 +168,5 @@ def check() -> None:
     """
     from .sinks import open_sink
 
-    open_sink(load().sink_url)
+    found = load()
+    open_sink(found.sink_url, found.results_days)

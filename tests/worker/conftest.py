@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
+from rig import Rig
 
 from broker import Delivery, Message
 from broker.message import utc_now
@@ -41,3 +43,15 @@ def deliver() -> Callable[..., Delivery]:
         return Delivery(message, "images", attempt, now)
 
     return make
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Iterator[Rig]:
+    """Worker processes on files of their own; none is left when the test ends."""
+    rig = Rig(tmp_path)
+    yield rig
+    for process in rig.started:
+        process.kill()
+        process.wait()
+        if process.stdin is not None:
+            process.stdin.close()

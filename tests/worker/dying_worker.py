@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from broker import Batching, Delivery, Outcome, connect
-from classifier import Classifier
 from client.results import WriteReport, sqlite_path
 from client.schema import ResultRow
 from worker import ImageHandler
+from worker.engine import Engine
 from worker.sinks.sqlite import SqliteSink
 
 STAGES = ("received", "predicted", "writing", "written", "answered")
@@ -65,8 +65,8 @@ async def main(stage: str, batch: int) -> None:
     """Work as the command would, with smaller batches."""
     dying = Dying(stage, batch, sqlite_path(os.environ["SINK_URL"]))
     await dying.open()
-    handler = ImageHandler(Classifier.load(), dying, f"dying-{os.getpid()}")
-    async with connect() as broker:
+    async with Engine() as engine, connect() as broker:
+        handler = ImageHandler(engine, dying, f"dying-{os.getpid()}")
         await broker.process(
             "images",
             group="classifiers",

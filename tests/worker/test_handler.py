@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from odd_engine import COMMAND, marked
 
 from broker import (
     Batching,
@@ -26,10 +26,11 @@ from broker import (
     dead_letter_topic,
 )
 from broker.message import utc_now
-from classifier import Classifier, InvalidImage, Prediction
+from classifier import Classifier, Prediction
 from client.results import ResultsReader, WriteReport
 from client.schema import ClassifyRequest, ResultRow
 from worker import ImageHandler, Sink
+from worker.engine import Engine
 from worker.sinks import SinkUnavailable
 from worker.sinks.sqlite import SqliteSink
 
@@ -37,6 +38,18 @@ pytestmark = pytest.mark.anyio
 
 Deliver = Callable[..., Delivery]
 TOPIC, GROUP = "images", "classifiers"
+
+
+@pytest.fixture(scope="module")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="module")
+async def engine() -> AsyncIterator[Engine]:
+    """The real one, in its process, which obeys marks on images."""
+    async with Engine(crashes=2, command=COMMAND) as engine:
+        yield engine
 
 
 @pytest.fixture
@@ -58,12 +71,17 @@ def rows_of(path: Path) -> dict[str, ResultRow]:
 
 
 async def test_outcomes_come_in_the_order_of_the_deliveries(
-    classifier: Classifier, sink: SqliteSink, path: Path, pictures: list[bytes], deliver: Deliver
+    engine: Engine,
+    classifier: Classifier,
+    sink: SqliteSink,
+    path: Path,
+    pictures: list[bytes],
+    deliver: Deliver,
 ) -> None:
     """Good and bad mixed: a row with the offline label for each good one, a reason for each bad one."""
     images = [b"" if place % 5 == 0 else pictures[place] for place in range(64)]
     deliveries = [deliver(image) for image in images]
-    handler = ImageHandler(classifier, sink, "host-1")
+    handler = ImageHandler(engine, sink, "host-1")
     outcomes = await handler(deliveries)
     assert outcomes[0] == Reject("invalid-image", "empty: no bytes", stage="decode")
     assert [isinstance(each, Reject) for each in outcomes] == [not image for image in images]
@@ -81,15 +99,19 @@ async def test_outcomes_come_in_the_order_of_the_deliveries(
             assert row is None
     assert not stored
     assert (handler.tally.rows, handler.tally.invalid) == (51, 13)
-    handler.close()
 
 
 async def test_a_row_says_where_it_comes_from(
-    classifier: Classifier, sink: SqliteSink, path: Path, pictures: list[bytes], deliver: Deliver
+    engine: Engine,
+    classifier: Classifier,
+    sink: SqliteSink,
+    path: Path,
+    pictures: list[bytes],
+    deliver: Deliver,
 ) -> None:
     """Who asked, which model answered, which attempt it was, and how long everything took."""
     delivery = deliver(pictures[0], attempt=3, key="cam-7", subject="a shoe", source="/shop", id="m-1")
-    handler = ImageHandler(classifier, sink, "host-1")
+    handler = ImageHandler(engine, sink, "host-1")
     assert await handler([delivery]) == [Done()]
     row = rows_of(path)["m-1"].result()
     assert (row.key, row.subject, row.source, row.attempt, row.worker) == (
@@ -113,11 +135,10 @@ async def test_a_row_says_where_it_comes_from(
     assert row.created_at - delivery.message.time == pytest.approx(
         timedelta(seconds=row.latency_s), abs=timedelta(milliseconds=1)
     )
-    handler.close()
 
 
 async def test_an_image_past_its_deadline_ends_as_a_row_without_a_label(
-    classifier: Classifier, sink: SqliteSink, path: Path, pictures: list[bytes], deliver: Deliver
+    engine: Engine, sink: SqliteSink, path: Path, pictures: list[bytes], deliver: Deliver
 ) -> None:
     """Even one that could not be decoded: nobody waits for it any more."""
     past, future = utc_now() - timedelta(seconds=1), utc_now() + timedelta(hours=1)
@@ -126,7 +147,7 @@ async def test_an_image_past_its_deadline_ends_as_a_row_without_a_label(
         deliver(pictures[1], id="early", expires=future),
         deliver(b"", id="late-and-bad", expires=past),
     ]
-    handler = ImageHandler(classifier, sink, "host-1")
+    handler = ImageHandler(engine, sink, "host-1")
     assert await handler(deliveries) == [Done()] * 3
     stored = rows_of(path)
     assert {each: row.status for each, row in stored.items()} == {
@@ -136,56 +157,57 @@ async def test_an_image_past_its_deadline_ends_as_a_row_without_a_label(
     }
     assert stored["late"].label is None
     assert (handler.tally.expired, handler.tally.invalid) == (2, 0)
-    handler.close()
 
 
 async def test_one_id_twice_in_a_batch_is_one_row(
-    classifier: Classifier, sink: SqliteSink, path: Path, pictures: list[bytes], deliver: Deliver
+    engine: Engine,
+    classifier: Classifier,
+    sink: SqliteSink,
+    path: Path,
+    pictures: list[bytes],
+    deliver: Deliver,
 ) -> None:
     """All of them are done; another picture under the same id is reported and changes nothing."""
     labels = [each.label for each in classifier.predict(pictures) if isinstance(each, Prediction)]
     other = next(place for place, label in enumerate(labels) if label != labels[0])
     deliveries = [deliver(pictures[place], id="m-1") for place in (0, 0, other)]
-    handler = ImageHandler(classifier, sink, "host-1")
+    handler = ImageHandler(engine, sink, "host-1")
     assert await handler(deliveries) == [Done()] * 3
     assert rows_of(path)["m-1"].label == labels[0]
     assert (handler.tally.rows, handler.tally.replays, handler.tally.conflicts) == (1, 1, 1)
-    handler.close()
 
 
 async def test_a_row_that_the_sink_refuses_is_the_fault_of_its_message_alone(
-    classifier: Classifier, sink: SqliteSink, path: Path, pictures: list[bytes], deliver: Deliver
+    engine: Engine, sink: SqliteSink, path: Path, pictures: list[bytes], deliver: Deliver
 ) -> None:
     """A foreign id that is no text cannot be stored; its neighbours can."""
     foreign = Message(data=pictures[0], id="\udc80")
     deliveries = [deliver(pictures[1]), deliver(b"", message=foreign), deliver(pictures[2])]
-    handler = ImageHandler(classifier, sink, "host-1")
+    handler = ImageHandler(engine, sink, "host-1")
     first, second, third = await handler(deliveries)
     assert first == third == Done()
     assert isinstance(second, Reject)
     assert (second.reason, second.stage) == ("row-refused", "store")
     assert len(rows_of(path)) == 2
-    handler.close()
 
 
 async def test_foreign_text_that_is_no_unicode_becomes_question_marks(
-    classifier: Classifier, sink: SqliteSink, path: Path, pictures: list[bytes], deliver: Deliver
+    engine: Engine, sink: SqliteSink, path: Path, pictures: list[bytes], deliver: Deliver
 ) -> None:
     """Key, source and subject describe a message; they are no reason to lose it."""
     foreign = Message(data=pictures[0], id="m-1", key="\udcff", source="/caf\udce9", subject="caf\u00e9")
-    handler = ImageHandler(classifier, sink, "host-1")
+    handler = ImageHandler(engine, sink, "host-1")
     assert await handler([deliver(b"", message=foreign)]) == [Done()]
     row = rows_of(path)["m-1"]
     assert (row.key, row.source, row.subject) == ("?", "/caf?", "caf\u00e9")
-    handler.close()
 
 
 async def test_a_locked_sink_blames_nobody(
-    classifier: Classifier, sink: SqliteSink, path: Path, pictures: list[bytes], deliver: Deliver
+    engine: Engine, sink: SqliteSink, path: Path, pictures: list[bytes], deliver: Deliver
 ) -> None:
     """It is retried for a while, then it is an outage; afterwards the same batch is stored."""
     deliveries = [deliver(each) for each in pictures[:8]]
-    handler = ImageHandler(classifier, sink, "host-1", sink_deadline_s=0.1)
+    handler = ImageHandler(engine, sink, "host-1", sink_deadline_s=0.1)
     blocker = sqlite3.connect(path, isolation_level=None)
     blocker.execute("BEGIN IMMEDIATE")
     with pytest.raises(Unavailable, match="locked"):
@@ -194,32 +216,20 @@ async def test_a_locked_sink_blames_nobody(
     blocker.close()
     assert await handler(deliveries) == [Done()] * 8
     assert len(rows_of(path)) == 8
-    handler.close()
-
-
-class Waiting(Classifier):
-    """Predicts once the event loop says so."""
-
-    go: threading.Event
-
-    def predict(self, images: Sequence[bytes]) -> list[Prediction | InvalidImage]:
-        assert self.go.wait(timeout=30)
-        return super().predict(images)
 
 
 async def test_the_event_loop_is_free_while_a_batch_is_predicted(
-    sink: SqliteSink, pictures: list[bytes], deliver: Deliver
+    engine: Engine, sink: SqliteSink, pictures: list[bytes], deliver: Deliver, tmp_path: Path
 ) -> None:
     """Leases are renewed there; this loop itself ends the prediction that it waits for."""
-    classifier = Waiting.load()
-    assert isinstance(classifier, Waiting)
-    classifier.go = threading.Event()
-    handler = ImageHandler(classifier, sink, "host-1")
-    running = asyncio.create_task(handler([deliver(pictures[0])]))
-    await asyncio.sleep(0)
-    classifier.go.set()
+    go = tmp_path / "go"
+    handler = ImageHandler(engine, sink, "host-1")
+    running = asyncio.create_task(handler([deliver(marked(pictures[0], f"decode:wait={go}"))]))
+    for _ in range(10):
+        await asyncio.sleep(0.01)
+    assert not running.done()
+    go.touch()
     assert await running == [Done()]
-    handler.close()
 
 
 class Held:
@@ -242,26 +252,16 @@ class Held:
 
 
 async def test_a_batch_is_predicted_while_another_is_written(
-    classifier: Classifier, pictures: list[bytes], deliver: Deliver
+    engine: Engine, pictures: list[bytes], deliver: Deliver
 ) -> None:
     """A slow disk costs no throughput as long as it keeps up."""
     held = Held()
-    handler = ImageHandler(classifier, held, "host-1")
+    handler = ImageHandler(engine, held, "host-1")
     batches = [[deliver(each) for each in pictures[start : start + 4]] for start in (0, 4)]
     running = [asyncio.create_task(handler(batch)) for batch in batches]
     assert [await held.started.get() for _ in running] == [4, 4]
     held.go.set()
     assert await asyncio.gather(*running) == [[Done()] * 4] * 2
-    handler.close()
-
-
-class Poisoned(Classifier):
-    """Fails as a whole when it meets one picture, as a native library might."""
-
-    def predict(self, images: Sequence[bytes]) -> list[Prediction | InvalidImage]:
-        if b"poison" in images:
-            raise RuntimeError("the engine failed")
-        return super().predict(images)
 
 
 class Flaky:
@@ -284,7 +284,7 @@ class Flaky:
         """The inner one is closed elsewhere."""
 
 
-async def process_all(broker: Broker, handler: ImageHandler) -> Totals:
+async def process_all(broker: Broker, handler: ImageHandler, attempts: int = 2) -> Totals:
     """Run the real loop until nothing is left."""
     stop = asyncio.Event()
 
@@ -293,7 +293,7 @@ async def process_all(broker: Broker, handler: ImageHandler) -> Totals:
             await asyncio.sleep(0.01)
         stop.set()
 
-    batch, retry = Batching(max_messages=16, concurrency=2), RetryPolicy(attempts=2, base=0.0)
+    batch, retry = Batching(max_messages=16, concurrency=2), RetryPolicy(attempts=attempts, base=0.0)
     totals, _ = await asyncio.gather(
         broker.process(TOPIC, group=GROUP, handler=handler, batch=batch, retry=retry, stop=stop), watch()
     )
@@ -307,42 +307,70 @@ async def publish(broker: Broker, images: Sequence[bytes]) -> list[str]:
     return [each.id for each in messages]
 
 
-async def test_an_engine_that_fails_costs_only_the_image_that_it_fails_on(
-    sink: SqliteSink, path: Path, pictures: list[bytes], tmp_path: Path
+@pytest.mark.parametrize("stage", ["decode", "predict"])
+async def test_an_image_that_makes_the_engine_raise_leaves_alone_at_every_index(
+    engine: Engine, sink: SqliteSink, path: Path, pictures: list[bytes], tmp_path: Path, stage: str
 ) -> None:
     """The loop bisects the batch; all others are stored at their first attempt."""
+    handler, poison = ImageHandler(engine, sink, "host-1"), marked(pictures[0], f"{stage}:raise")
     async with connect(f"memory://{tmp_path}") as broker:
-        ids = await publish(broker, [*pictures[:20], b"poison", *pictures[20:40]])
-        handler = ImageHandler(Poisoned.load(), sink, "host-1")
-        totals = await process_all(broker, handler)
+        for index in range(16):
+            ids = await publish(broker, [*pictures[:index], poison, *pictures[index + 1 : 16]])
+            totals = await process_all(broker, handler, attempts=1)
+            assert (totals.done, totals.dead_lettered, totals.batches) == (15, 1, 1)
+            stored = rows_of(path)
+            assert set(ids) - set(stored) == {ids[index]}
+            assert {stored[each].attempt for each in ids if each in stored} == {1}
         letters = [each async for each in broker.browse(dead_letter_topic(TOPIC, GROUP), "operators")]
-    assert (totals.done, totals.dead_lettered) == (40, 1)
-    assert [each.message.data for each in letters] == [b"poison"]
+    assert {each.message.data for each in letters} == {poison}
+    assert len(letters) == 16
     assert "the engine failed" in letters[0].message.attributes["couturier-error"]
+
+
+async def test_an_image_that_kills_the_engine_is_a_dead_letter_that_says_so(
+    engine: Engine, sink: SqliteSink, path: Path, pictures: list[bytes], tmp_path: Path
+) -> None:
+    """Without an attempt; its neighbours have rows, and nothing was counted against them."""
+    handler = ImageHandler(engine, sink, "host-1")
+    images = [*pictures[:20], marked(pictures[20], "predict:SIGSEGV"), *pictures[21:40]]
+    images[30] = marked(images[30], "decode:abort")
+    async with connect(f"memory://{tmp_path}") as broker:
+        ids = await publish(broker, images)
+        totals = await process_all(broker, handler)
+        letters = {
+            each.message.id: each.message.attributes
+            async for each in broker.browse(dead_letter_topic(TOPIC, GROUP), "operators")
+        }
+    assert (totals.done, totals.dead_lettered, totals.retried) == (38, 2, 0)
+    assert set(letters) == {ids[20], ids[30]}
+    for message_id, stage, how in ((ids[20], "predict", "SIGSEGV"), (ids[30], "decode", "SIGABRT")):
+        attributes = letters[message_id]
+        assert attributes["couturier-reason"] == "crashed"
+        assert attributes["couturier-stage"] == stage
+        assert attributes["couturier-attempts"] == "1"
+        assert how in attributes["couturier-error"]
     stored = rows_of(path)
-    assert set(stored) == set(ids) - {letters[0].message.id}
+    assert set(stored) == set(ids) - set(letters)
     assert {row.attempt for row in stored.values()} == {1}
-    handler.close()
+    assert (handler.tally.crashed, handler.tally.invalid, handler.tally.rows) == (2, 0, 38)
 
 
 async def test_an_outage_of_the_sink_costs_no_attempt_and_no_message(
-    classifier: Classifier, sink: SqliteSink, path: Path, pictures: list[bytes], tmp_path: Path
+    engine: Engine, sink: SqliteSink, path: Path, pictures: list[bytes], tmp_path: Path
 ) -> None:
     """However often it fails: no dead letter, no counted attempt, one row each."""
     async with connect(f"memory://{tmp_path}") as broker:
         ids = await publish(broker, pictures[:40])
-        handler = ImageHandler(classifier, Flaky(sink, 5), "host-1", sink_deadline_s=0.0)
+        handler = ImageHandler(engine, Flaky(sink, 5), "host-1", sink_deadline_s=0.0)
         totals = await process_all(broker, handler)
     assert (totals.done, totals.retried, totals.dead_lettered) == (40, 0, 0)
     stored = rows_of(path)
     assert set(stored) == set(ids)
     assert {row.attempt for row in stored.values()} == {1}
-    handler.close()
 
 
-async def test_a_batch_of_rubbish_writes_nothing(classifier: Classifier, deliver: Deliver) -> None:
+async def test_a_batch_of_rubbish_writes_nothing(engine: Engine, deliver: Deliver) -> None:
     """The sink is not even asked."""
-    handler = ImageHandler(classifier, Held(), "host-1")
+    handler = ImageHandler(engine, Held(), "host-1")
     outcomes: list[Outcome] = await handler([deliver(b"?"), deliver(b"GIF89a")])
     assert [each.reason for each in outcomes if isinstance(each, Reject)] == ["invalid-image"] * 2
-    handler.close()

@@ -14,7 +14,7 @@ import structlog
 import client.settings
 from broker.drivers.options import public_url
 from worker.log import configure
-from worker.settings import load
+from worker.settings import environment, load
 
 
 @pytest.fixture(autouse=True)
@@ -33,6 +33,8 @@ def test_the_defaults_are_those_of_the_page(tmp_path: Path) -> None:
     assert settings.sink_url == f"sqlite:///{tmp_path}/results.db"
     assert (settings.model, settings.engine, settings.batch_size) == (None, "onnx", 128)
     assert (settings.attempts, settings.drain_timeout_s) == (5, 25.0)
+    assert (settings.crashes, settings.predict_timeout_s, settings.memory_mb) == (3, 30.0, None)
+    assert (settings.processes, settings.threads) == (1, 1)
 
 
 def test_a_flag_wins_over_a_variable_and_a_variable_over_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,8 +88,8 @@ def test_a_password_is_never_shown() -> None:
     secret = "postgresql://bob:hunter2@host/db"
     assert "hunter2" not in repr(load(sink_url=secret))
     assert "hunter2" not in repr(client.settings.load(sink_url=secret))
-    with pytest.raises(ValueError, match=r"postgresql://\*\*\*@host/db") as error:
-        client.settings.load(sink_url=secret).results_path()
+    with pytest.raises(ValueError, match=r"jsonl:///x,mysql://\*\*\*@host/db") as error:
+        client.settings.load(sink_url="jsonl:///x,mysql://bob:hunter2@host/db").results_url()
     assert "hunter2" not in str(error.value)
 
 
@@ -122,3 +124,15 @@ def test_a_strangers_text_cannot_forge_a_line(logged: Callable[[], str], form: s
     shown = logged()
     assert len(shown.splitlines()) == 2
     assert "\x1b" not in shown
+
+
+def test_other_processes_are_told_what_the_flags_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A supervisor's workers see the same settings, whether they came as a flag or as a variable."""
+    monkeypatch.setenv("COUTURIER_GROUP", "from-variable")
+    flags = {"topic": "from-flag", "batch_size": 16, "model": Path("/a/bundle"), "processes": None}
+    told = environment(**flags)
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    settings = load()
+    assert (settings.topic, settings.group, settings.batch_size) == ("from-flag", "from-variable", 16)
+    assert (settings.model, settings.processes) == (Path("/a/bundle"), 1)
