@@ -16,14 +16,18 @@ from .errors import (
 )
 from .message import Capabilities, Delivery, GroupStats, Lag, Message, Receipt, TopicInfo
 from .processing.batcher import Batching
+from .processing.breaker import BreakerPolicy
 from .processing.dead_letter import OPERATORS, dead_letter_topic
-from .processing.loop import Handler, Totals
+from .processing.handling import Handler
+from .processing.loop import Processor
 from .processing.outcomes import Done, Outcome, Reject, Retry, RetryPolicy
+from .processing.watch import Failure, Held, Histogram, Totals, Watch
 from .subscription import Subscription
 
 __all__ = [
     "OPERATORS",
     "Batching",
+    "BreakerPolicy",
     "Broker",
     "BrokerError",
     "Capabilities",
@@ -31,8 +35,11 @@ __all__ = [
     "DeadlineExceeded",
     "Delivery",
     "Done",
+    "Failure",
     "GroupStats",
     "Handler",
+    "Held",
+    "Histogram",
     "InvalidMessage",
     "Lag",
     "LeaseLost",
@@ -42,6 +49,7 @@ __all__ = [
     "NotFound",
     "Outcome",
     "PermissionDenied",
+    "Processor",
     "PublishError",
     "Receipt",
     "Reject",
@@ -52,6 +60,7 @@ __all__ = [
     "TopicInfo",
     "Totals",
     "Unavailable",
+    "Watch",
     "connect",
     "connect_blocking",
     "dead_letter_topic",

@@ -12,8 +12,9 @@ from typing import Any
 from ..message import Delivery
 from ..processing.batcher import Batching
 from ..processing.dead_letter import OPERATORS, dead_letter_topic
-from ..processing.loop import Handler, Totals
+from ..processing.handling import Handler
 from ..processing.outcomes import Done, Outcome, RetryPolicy
+from ..processing.watch import Totals
 from ..subscription import Subscription
 from .bench import GROUP, Bench, within
 

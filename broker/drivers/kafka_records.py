@@ -92,8 +92,9 @@ def message(native: Any) -> Message:
 def headers(message: Message) -> Mapping[str, str | bytes]:
     """Return the headers of a message to be published."""
     found = encode(message, KAFKA)
-    if "".join(found.values()).isascii():
-        return found  # the client encodes it, faster
+    text = "".join(found.values())
+    if text.isascii() and "\0" not in text:
+        return found  # the client encodes it, faster; but only up to a NUL
     return {name: _bytes(value) for name, value in found.items()}
 
 

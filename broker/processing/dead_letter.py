@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 
 from ..message import Delivery
@@ -45,6 +45,19 @@ def letter_attributes(
         TOPIC: delivery.topic,
         FAILED_AT: (now or datetime.now(UTC)).isoformat(),
     }
+
+
+def shorter_and_shorter(
+    delivery: Delivery, reason: str, stage: str, error: str, now: datetime
+) -> Iterator[Mapping[str, str]]:
+    """Yield what to write on a dead letter: all of it, then less, for a message that has hardly any room.
+
+    Only a foreign one can be so full: a backend takes no more from ours than leaves room for this. Its own
+    attributes are all kept, so what is left out is ours; nothing at all is the last that is tried.
+    """
+    yield letter_attributes(delivery, reason, stage, error, now)
+    yield {REASON: _cut(reason)}
+    yield {}
 
 
 def _cut(text: str) -> str:

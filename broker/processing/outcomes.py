@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from .breaker import BreakerPolicy
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,7 @@ class RetryPolicy:
         attempts: hand-overs in all, the first included; then the message is dead-lettered.
         base: delay after the first failure, seconds.
         cap: longest delay, seconds.
+        breaker: when failures are taken for an outage that no message is to blame for; None for never.
 
     Raises:
         ValueError: a field is out of its range.
@@ -60,6 +63,7 @@ class RetryPolicy:
     attempts: int = 5
     base: float = 0.5
     cap: float = 60.0
+    breaker: BreakerPolicy | None = field(default_factory=BreakerPolicy)
 
     def __post_init__(self) -> None:
         if self.attempts < 1:

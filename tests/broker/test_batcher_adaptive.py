@@ -1,4 +1,4 @@
-"""What the batcher learns, and what it makes of it: nearly the best throughput, and deadlines that are met."""
+"""What the batcher learns and makes of it: nearly the best throughput, and deadlines that are met."""
 
 from __future__ import annotations
 
@@ -66,31 +66,17 @@ def test_nothing_is_promised_before_anything_is_known() -> None:
     """Without a batch there is no prediction; with batches of one size only, none of what a batch costs."""
     estimator = Estimator()
     assert (estimator.line, estimator.sure, estimator.seconds(10)) == (None, False, 0.0)
-    assert (estimator.within(0.001, 64), estimator.worthwhile(64, 0.95)) == (64, 64)
+    assert estimator.worthwhile(64, 0.95) == 64
     estimator.record(10, 0.1)
     assert estimator.line == (pytest.approx(0.01), 0.0)
     assert not estimator.sure
     assert estimator.worthwhile(64, 0.95) == 64
 
 
-@given(a=st.floats(0, 1), b=st.floats(0, 1), seconds=st.floats(0, 100), limit=st.integers(1, 4096))
-def test_the_largest_batch_within_a_time_is_the_largest(
-    a: float, b: float, seconds: float, limit: int
-) -> None:
-    """``within`` and ``seconds`` agree, to a message."""
-    estimator = learned(a, b, [1, 4, 64, 256] * 8)
-    count = estimator.within(seconds, limit)
-    assert 0 <= count <= limit
-    if count:
-        assert estimator.seconds(count) <= seconds * 1.000001
-    if 0 < count < limit:
-        assert estimator.seconds(count + 1) >= seconds * 0.999999
-
-
 @pytest.mark.parametrize(("a", "b"), COSTS)
 @pytest.mark.parametrize("efficiency", [0.5, 0.95])
 def test_a_worthwhile_batch_loses_no_more_than_allowed(a: float, b: float, efficiency: float) -> None:
-    """It is the smallest that has this share of the throughput of an endless batch, or the largest there is."""
+    """It is the smallest with this share of the throughput of an endless batch, or the largest there is."""
     size = learned(a, b, [1, 8, 64] * 8).worthwhile(64, efficiency)
 
     def share(count: int) -> float:
@@ -119,7 +105,7 @@ class Line:
     most_waiting: int = 0
 
     def run(self, arrivals: list[tuple[float, float]], seed: int = 0) -> float:
-        """Work off messages, (when they come, their deadline); return the time at which the last one ended."""
+        """Work off messages, (when they come, their deadline); return when the last one ended."""
         rng, estimator = random.Random(seed), Estimator()
         batcher = Batcher(self.batching, estimator)
         known = {str(n): each for n, each in enumerate(arrivals)}
@@ -134,7 +120,8 @@ class Line:
             while batch := batcher.take(now, len(ends)):
                 late = [known[each.message.id][1] < now for each in batch]
                 # The handler of what is late answers without computing, and one machine does it all.
-                work = (self.a * late.count(False) + self.b) * rng.uniform(1 - self.noise, 1 + self.noise)
+                due = late.count(False)
+                work = (self.a * due + self.b * (due > 0)) * rng.uniform(1 - self.noise, 1 + self.noise)
                 end = max([now, *(end for end, *_ in ends)]) + work
                 heapq.heappush(ends, (end, now, len(batch)))
                 self.sizes.append(len(batch))
@@ -191,7 +178,7 @@ def test_deadlines_are_met_where_they_can_be(a: float, b: float) -> None:
 
 
 def test_deadlines_that_cannot_all_be_met_do_not_ruin_the_throughput() -> None:
-    """With twice as much work as there is time for, batches stay large and most of the time is used."""
+    """With twice as much work as there is time for, batches stay large, and what is late drains away."""
     a, b = 0.001, 0.05
     deadlines: dict[str, float] = {}
     batching = Batching(max_messages=64, deadline=lambda each: deadlines[each.message.id])
@@ -199,10 +186,9 @@ def test_deadlines_that_cannot_all_be_met_do_not_ruin_the_throughput() -> None:
     arrivals = [(n * step, n * step + 0.3) for n in range(6000)]
     deadlines.update({str(n): due for n, (_, due) in enumerate(arrivals)})
     line = Line(a, b, batching)
-    line.run(arrivals)
-    computed = sum(not expired for *_, expired in line.done)
-    assert sum(line.sizes) / len(line.sizes) >= 32
-    assert computed >= 0.35 * len(arrivals)
+    ended = line.run(arrivals)
+    assert sum(line.sizes) / len(line.sizes) >= 48
+    assert ended <= 1.2 * arrivals[-1][0]
 
 
 def test_what_is_late_is_handed_over_at_once() -> None:
@@ -240,7 +226,7 @@ def test_a_batch_stays_small_enough_to_meet_a_deadline() -> None:
     urgent = delivery(2)
     batcher.add(0.0, [*(delivery(1) for _ in range(40)), urgent], unix=100.0)
     batch = batcher.take(0.0, running=0)
-    assert batch[0] is urgent or urgent in batch
+    assert batch[0] is urgent
     assert (0.1 * len(batch) + 1.0) * 1.25 <= 4.0 < (0.1 * (len(batch) + 1) + 1.0) * 1.25
     assert len(batcher.take(4.0, running=0)) == 41 - len(batch)
 

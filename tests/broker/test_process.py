@@ -8,30 +8,25 @@ from dataclasses import replace
 
 import pytest
 from faulty import FaultyDriver, until
+from process_run import GROUP, LETTERS, TOPIC, Run, publish
 
 from broker import (
     Batching,
     Broker,
     Delivery,
     Done,
-    Message,
     NotFound,
     Outcome,
     PermissionDenied,
     Reject,
     Retry,
     RetryPolicy,
-    Totals,
     Unavailable,
-    dead_letter_topic,
 )
 from broker.errors import BrokerError, DeadlineExceeded
 from broker.processing import outages
 
 pytestmark = pytest.mark.anyio
-
-TOPIC, GROUP = "images", "workers"
-LETTERS = dead_letter_topic(TOPIC, GROUP)
 
 
 @pytest.fixture(autouse=True)
@@ -50,53 +45,6 @@ async def broker(driver: FaultyDriver) -> AsyncIterator[Broker]:
     async with Broker(driver) as broker:
         await broker.ensure(TOPIC, group=GROUP)
         yield broker
-
-
-class Run:
-    """One ``process`` call whose handler is a function of one delivery.
-
-    Attributes:
-        seen: body and attempt of every delivery that the handler got, in order.
-    """
-
-    def __init__(self, broker: Broker, judge: object, **options: object) -> None:
-        self.seen: list[tuple[bytes, int]] = []
-        self._broker = broker
-        self._judge = judge
-        self._options = {"retry": RetryPolicy(attempts=3, base=0.0, cap=0.0), **options}
-        self._stop = asyncio.Event()
-
-    async def _handle(self, deliveries: Sequence[Delivery]) -> list[Outcome]:
-        self.seen += [(each.message.data, each.attempt) for each in deliveries]
-        await asyncio.sleep(0)
-        return [self._judge(each) for each in deliveries]  # type: ignore[operator]
-
-    async def until_settled(self, count: int) -> Totals:
-        """Process until ``count`` messages are settled, then drain."""
-        call = self._broker.process(
-            TOPIC,
-            group=GROUP,
-            handler=self._handle,
-            stop=self._stop,
-            **self._options,  # type: ignore[arg-type]
-        )
-        task = asyncio.create_task(call)
-
-        async def finished() -> bool:
-            return task.done() or (await self._broker.stats(TOPIC, GROUP)).settled >= count
-
-        try:
-            await until(finished)
-            self._stop.set()
-            return await task
-        finally:
-            task.cancel()
-            await asyncio.wait({task})
-
-
-async def publish(broker: Broker, count: int) -> None:
-    """Publish numbered messages."""
-    await broker.publish(TOPIC, [Message(data=b"%d" % number) for number in range(count)])
 
 
 def reject_first(each: Delivery) -> Outcome:
