@@ -9,8 +9,9 @@ from typing import Literal
 
 # A success undoes so many failures: with fewer than one success in ten messages the score rises.
 _SUCCESS = 9
-# What failed in a probe waits longer than the next probe, which therefore tries other messages.
-_LONGER = 1.5
+# What failed in a probe waits until after the next probe, and for this share of the time since opening: the
+# same message is tried ever more rarely, so that all others get their turn.
+_LONGER, _SHARE = 1.5, 0.5
 
 Blame = Literal["counted", "released", "postponed"]
 
@@ -87,10 +88,9 @@ class Breaker:
         """Seconds between the last probe, or opening, and the next probe."""
         return self._wait
 
-    @property
-    def delay(self) -> float:
-        """Seconds after which a message that failed in a probe comes again."""
-        return self._wait * _LONGER
+    def delay(self, now: float) -> float:
+        """Return the seconds after which a message comes again that failed in a probe at ``now``."""
+        return max(self._wait * _LONGER, (now - self._opened_at) * _SHARE)
 
     def allowed(self, now: float, running: int) -> int | None:
         """Return how many messages may be handed to the handler now, all together; None for any number.

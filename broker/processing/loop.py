@@ -156,8 +156,9 @@ class Processor:
 
     def _start_intake(self, subscription: Subscription, batcher: Batcher, work: Work, now: float) -> None:
         """Receive, if nobody does and there is room: what is held here, an idle member cannot have."""
-        allowed = work.breaker.allowed(now, len(self._running))
-        room = batcher.room if allowed is None else allowed - len(batcher)
+        room, allowed = batcher.room, work.breaker.allowed(now, len(self._running))
+        if allowed is not None:
+            room = min(room, allowed - len(batcher))
         if self._intake is None and room > 0:
             receive = partial(subscription.receive, max_messages=room, timeout=1.0)
             self._intake = asyncio.create_task(work.outages.outlast(of_broker, receive))

@@ -126,7 +126,8 @@ class Work:
         if failed or handled.rejected:
             self._remember(handled)
         fresh = [delivery.message.id for delivery, _ in handled.failed if delivery.attempt == 1]
-        blame = breaker.judge(_now(), len(handled.done), failed, fresh)
+        now = _now()
+        blame = breaker.judge(now, len(handled.done), failed, fresh)
         if blame != "counted":
             self._watch.totals.unblamed += failed
         if breaker.is_open and not was_open:
@@ -134,7 +135,7 @@ class Work:
             log.warning("the breaker opens: %s", self.trouble)
         elif was_open and not breaker.is_open:
             log.warning("the breaker closes: messages succeed again")
-        return decide(handled, self._retry, blame, breaker.delay, self._capabilities.max_delay)
+        return decide(handled, self._retry, blame, breaker.delay(now), self._capabilities.max_delay)
 
     def _remember(self, handled: Handled) -> None:
         failures, at = self._watch.failures, time.time()

@@ -112,8 +112,25 @@ def test_probes_that_fail_come_rarer_up_to_the_cap() -> None:
         breaker.begin()
         assert judge(breaker, now, 1, ids(3, 100 * number)) == "postponed"
         waits.append((breaker.wake_at() or math.nan) - now)
-        assert breaker.delay > breaker.wait == waits[-1]
+        assert breaker.delay(now) > breaker.wait == waits[-1]
     assert waits == [2.0, 4.0, 8.0, 8.0, 8.0, 8.0]
+
+
+def test_every_message_gets_its_turn_in_a_probe() -> None:
+    """However many fail for ever, and although they come again before all others, a good one is met."""
+    breaker, now, waiting = opened(), 0.0, [(0.0, number) for number in range(100)]
+    tried: set[int] = set()
+    while len(tried) < 100:
+        now = breaker.wake_at() or math.nan
+        assert now < 600.0, f"only {len(tried)} of 100 were tried"
+        breaker.begin()
+        # What was tried before and is due again comes first, as on most backends.
+        due = sorted((each for each in waiting if each[0] <= now), key=lambda each: each[1] not in tried)[:4]
+        breaker.judge(now, 0, len(due), [])
+        for each in due:
+            waiting.remove(each)
+            waiting.append((now + breaker.delay(now), each[1]))
+            tried.add(each[1])
 
 
 @pytest.mark.parametrize(("good", "bad"), [(1, 0), (1, 1), (2, 2), (4, 0)])
