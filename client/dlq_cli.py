@@ -50,7 +50,7 @@ def list_letters(query: Query, as_json: Json = False) -> None:
     """List dead letters, oldest first."""
     from .dlq_display import LetterObjects, LetterTable
 
-    shown = LetterObjects() if as_json else LetterTable(query.limit or _TABLE_ROWS)
+    shown = LetterObjects() if as_json else LetterTable(query.limit or _TABLE_ROWS, query.limit)
     _look(query.topic, query.group, query.choice, shown.add, query.limit)
     shown.end()
 

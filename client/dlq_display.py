@@ -64,10 +64,12 @@ class LetterTable:
 
     Args:
         most: rows that are shown.
+        limit: no more letters than these are looked for; None looks for all.
     """
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, limit: int | None = None) -> None:
         self._most = most
+        self._limit = limit
         self._reasons: Counter[str] = Counter()
         self._table = Table(box=SIMPLE_HEAD)
         for name in _CELL_CHARACTERS:
@@ -95,6 +97,8 @@ class LetterTable:
         kinds = ", ".join(f"{number:,} {reason}" for reason, number in self._reasons.most_common(5))
         hidden = count - self._table.row_count
         more = f"; {hidden:,} more are not shown: --limit or --json" if hidden else ""
+        if count == self._limit:
+            more = "; there may be more: --limit ended the search"
         print(f"{count:,} dead letter(s): {kinds}{more}")
 
 

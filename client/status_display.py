@@ -156,10 +156,17 @@ def _workers(found: Report) -> Table | None:
             Text(each.state, _COLOURS.get(each.state, "red")),
             "" if silent else f"{each.held:,}",
             "" if silent else f"{each.restarts:,}",
-            "" if silent else f"{duration(each.idle_s)} ago",
+            "" if silent else _settled(each),
             _text(_longest(each)),
         )
     return table
+
+
+def _settled(worker: Worker) -> str:
+    # What it says before it has settled anything is for how long it has run.
+    totals = worker.body.get("totals", {})
+    settled = any(totals.get(each) for each in ("done", "retried", "dead_lettered", "dropped"))
+    return f"{duration(worker.idle_s)} ago" if settled else "nothing yet"
 
 
 def _longest(worker: Worker) -> str:
@@ -173,7 +180,7 @@ def _failures(found: Report) -> Table | None:
     if not known:
         return None
     table = Table(box=SIMPLE_HEAD)
-    for name in ("failed at", "message id"):
+    for name in ("failed at (UTC)", "message id"):
         table.add_column(name, no_wrap=True)
     table.add_column("try, stage and error", overflow="fold")
     for each in known[:_FAILURES]:

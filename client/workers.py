@@ -139,8 +139,8 @@ def addresses(name: str) -> list[str]:
     try:
         infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except OSError:
-        return [f"http://{_bracketed(host)}:{port}"]  # asking it says why
-    return list(dict.fromkeys(f"http://{_bracketed(str(info[4][0]))}:{port}" for info in infos))
+        return [f"http://{bracketed(host)}:{port}"]  # asking it says why
+    return list(dict.fromkeys(f"http://{bracketed(str(info[4][0]))}:{port}" for info in infos))
 
 
 def ask_all(urls: Iterable[str], path: str = "/status", *, local: bool = True) -> list[Answer]:
@@ -177,5 +177,6 @@ def ask(url: str, path: str, by: Listed | None = None) -> Answer:
     return Answer(url, reply.status, body if isinstance(body, dict) else {}, text, listed=by)
 
 
-def _bracketed(host: str) -> str:
+def bracketed(host: str) -> str:
+    """Return a host as URLs take it: the address of IPv6 in brackets."""
     return f"[{host}]" if ":" in host else host

@@ -99,9 +99,11 @@ def _look_at_sink(settings: WorkerSettings) -> str:
     from .sinks import open_sink
 
     async def open_it() -> str:
-        sink = open_sink(settings.sink_url)
-        await sink.open()
-        await sink.aclose()
+        sink = open_sink(settings.sink_url, settings.results_days, settings.create)
+        try:
+            await sink.open()
+        finally:
+            await sink.aclose()
         return f"{public_urls(settings.sink_url)} can be written"
 
     return asyncio.run(open_it())

@@ -154,17 +154,14 @@ class EngineProcess:
 
     async def _listen(self, reader: asyncio.StreamReader) -> None:
         """Hand answers to those who asked; in the end say how the process died, and of what."""
-        # Whatever it says that makes no sense, it is not to be trusted with another image.
-        with contextlib.suppress(asyncio.IncompleteReadError, OSError, ValueError, KeyError):
+        try:
             while True:
-                number, size = ANSWER.unpack(await reader.readexactly(ANSWER.size))
-                if size > _MAX_ANSWER_BYTES:
-                    break
-                answer = json.loads(await reader.readexactly(size))
-                asked = self._waiting.pop(number)
-                if not asked.done():
-                    asked.set_result(answer)
-                self.answered += 1
+                await self._hear(reader)
+        except (asyncio.IncompleteReadError, OSError):
+            pass  # it hung up
+        except (ValueError, KeyError, RecursionError):
+            # It is not to be trusted with another image.
+            self.kill("said what makes no sense, killed")
         self.how = await self._autopsy()
         if self.on_death is not None:
             self.on_death(self.how)
@@ -177,6 +174,17 @@ class EngineProcess:
                 )
         self._waiting.clear()
         self._writer.close()
+
+    async def _hear(self, reader: asyncio.StreamReader) -> None:
+        """Take one answer; an error other than that of the connection means that it makes no sense."""
+        number, size = ANSWER.unpack(await reader.readexactly(ANSWER.size))
+        if size > _MAX_ANSWER_BYTES:
+            raise ValueError(f"an answer of {size:,} bytes")
+        answer = json.loads(await reader.readexactly(size))
+        asked = self._waiting.pop(number)
+        if not asked.done():
+            asked.set_result(answer)
+        self.answered += 1
 
     async def _autopsy(self) -> str:
         code = None

@@ -101,7 +101,7 @@ class ImageHandler:
         for place, delivery in enumerate(deliveries):
             answer = next(answers) if due[place] else None
             if isinstance(answer, Refused | Crashed):
-                outcomes[place] = self._rejected(answer)
+                outcomes[place] = _rejected(answer)
             else:
                 rows.append(self._row(delivery, answer, stored_at, stamp))
         if rows:
@@ -109,16 +109,12 @@ class ImageHandler:
             self._count(report)
             if report.refused:
                 _blame(deliveries, outcomes, report)
+        # Only now: after an outage of the sink the same batch comes once more.
         self.tally.expired += len(due) - len(wanted)
+        self.tally.invalid += sum(isinstance(each, Refused) for each in found)
+        self.tally.crashed += sum(isinstance(each, Crashed) for each in found)
         self.predictions.update(each.label for each in found if isinstance(each, Answer))
         return outcomes
-
-    def _rejected(self, answer: Refused | Crashed) -> Reject:
-        if isinstance(answer, Crashed):
-            self.tally.crashed += 1
-            return Reject("crashed", answer.error, stage=answer.stage)
-        self.tally.invalid += 1
-        return Reject("invalid-image", f"{answer.reason}: {answer.detail}", stage="decode")
 
     def _row(self, delivery: Delivery, answer: Answer | None, stored_at: datetime, stamp: str) -> ResultRow:
         """The row of one image; no answer means that it came after its deadline."""
@@ -153,6 +149,12 @@ class ImageHandler:
                 count=len(report.conflicts),
                 first=report.conflicts[0],
             )
+
+
+def _rejected(answer: Refused | Crashed) -> Reject:
+    if isinstance(answer, Crashed):
+        return Reject("crashed", answer.error, stage=answer.stage)
+    return Reject("invalid-image", f"{answer.reason}: {answer.detail}", stage="decode")
 
 
 def _blame(deliveries: Sequence[Delivery], outcomes: list[Outcome], report: WriteReport) -> None:

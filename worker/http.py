@@ -22,7 +22,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import structlog
 
-from client.workers import Listed, listing
+from client.workers import Listed, bracketed, listing
 
 from .backlog import poll
 from .observation import Observation
@@ -166,8 +166,8 @@ class Server(ThreadingTCPServer):
                 " COUTURIER_HTTP_PORT to a free port, or unset it to take any, and COUTURIER_HTTP_HOST to an"
                 " address of this machine"
             ) from error
-        shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)  # noqa: S104 - read, not bound
-        self.url = f"http://{shown}:{self.server_address[1]}"
+        shown = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - read, not bound
+        self.url = f"http://{bracketed(shown)}:{self.server_address[1]}"
         self._thread = threading.Thread(target=self.serve_forever, args=(_POLL_S,), name="http", daemon=True)
         self._thread.start()
 

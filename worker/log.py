@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 
 import structlog
@@ -27,7 +28,7 @@ def configure(level: str, form: str) -> None:
     renderer: list[Processor] = (
         [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
         if form == "console"
-        else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+        else [_add_pid, structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     )
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
@@ -44,6 +45,12 @@ def configure(level: str, form: str) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
+
+
+def _add_pid(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """Say who speaks, since several workers write to one place; a supervisor names whom it speaks of."""
+    event.setdefault("pid", os.getpid())
+    return event
 
 
 def _one_line(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:

@@ -113,8 +113,8 @@ def _processor(broker: Broker, settings: WorkerSettings, handler: ImageHandler) 
 
 @asynccontextmanager
 async def _opened(sink: Sink) -> AsyncIterator[Sink]:
-    await sink.open()
     try:
+        await sink.open()
         yield sink
     finally:
         await sink.aclose()

@@ -57,6 +57,7 @@ class WorkerSettings(BaseSettings):
     results_days: float | None = Field(
         default=None,
         gt=0,
+        le=36_500,
         validation_alias="COUTURIER_RESULTS_RETENTION",
         description="days after which rows in a database are removed; never if unset",
     )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import signal
 import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -113,15 +115,14 @@ class Supervisor:
         now = time.monotonic()
         dues = [due - now for due, worker in zip(self._due, self._workers, strict=True) if worker is None]
         starting = any(worker is not None and not worker.ready for worker in self._workers)
-        try:
+        with suppress(TimeoutError):
             async with asyncio.timeout(max(0.0, min([_LOOK_S if starting else _IDLE_S, *dues]))):
                 await self.wake.wait()
-        except TimeoutError:
-            pass
         self.wake.clear()
 
     async def drain(self, stop: Stop) -> int:
         """Ask all to drain and wait for them; a second signal ends them. Returns the exit code."""
+        self._due = [math.inf] * len(self._due)  # nobody is started any more
         running = [worker for worker in self._workers if worker is not None]
         unready = [worker for worker in running if not worker.ready]
         for worker in running:
@@ -155,7 +156,16 @@ class Supervisor:
         environment = dict(self._environment)
         if port := int(environment.get("COUTURIER_HTTP_PORT") or 0):
             environment["COUTURIER_HTTP_PORT"] = str(port + number)
-        worker = WorkerProcess(self._directory / f"worker-{number}.ready", environment)
+        try:
+            worker = WorkerProcess(self._directory / f"worker-{number}.ready", environment)
+        except OSError as error:
+            if not self._ever_ready:
+                raise
+            # The machine is short of something, and the other workers go on.
+            wait_s = self._restarts[number].wait_s(0.0)
+            self._due[number] = now + wait_s
+            log.error("a worker cannot be started", number=number, error=str(error), again_in_s=wait_s)
+            return
         self._workers[number], self._started[number] = worker, now
         log.info("worker started", number=number, pid=worker.pid, restarts=self._restarts[number].ends)
 

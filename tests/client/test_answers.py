@@ -18,7 +18,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from broker import Broker, Closed, Delivery, Done, Message, NotFound, Outcome, Unavailable, connect
+from broker import (
+    Broker,
+    Closed,
+    DeadlineExceeded,
+    Delivery,
+    Done,
+    Message,
+    NotFound,
+    Outcome,
+    Unavailable,
+    connect,
+)
 from broker.drivers.memory import MemoryDriver, MemoryStore
 from broker.message import utc_now
 from client import ClassifyRequest, Client, ResultsTimeout
@@ -367,6 +378,22 @@ async def test_groups_of_clients_that_were_killed_are_removed(
                 async with anywhere.client(broker):
                     await until(lambda: names["killed"] in caplog.text, "the group is removed")
         assert set(await anywhere.groups(broker)) == set(names.values()) - {names["killed"]}
+
+
+async def test_a_group_that_cannot_be_looked_at_is_left_alone(place: Place) -> None:
+    """A look at a busy topic takes too long, whoever the group belongs to."""
+    old = f"answers-{_uuid7_at(utc_now().timestamp() - 2 * 86_400)}"
+
+    class Busy(Broker):
+        async def browse(self, topic: str, group: str) -> AsyncIterator[Delivery]:
+            raise DeadlineExceeded(f"there is more in {topic} for {group}")
+            yield
+
+    async with Busy(place.connect()._driver._driver) as broker:
+        await broker.ensure(place.results, old)
+        async with Answers(broker, place.results) as answers:
+            await answers._tasks[1]
+            assert old in await place.groups(broker)
 
 
 async def test_a_result_topic_that_a_client_makes_forgets_after_a_week(place: Place) -> None:

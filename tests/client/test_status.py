@@ -180,6 +180,7 @@ def test_the_queue_and_a_named_worker(run: Run, tmp_path: Path) -> None:
     assert "the sink is locked" in first
     assert "`couturier dlq list`" in shown.stdout
     assert "\x1b[31m" not in shown.stdout
+    assert "nothing yet" in shown.stdout  # it has run for half a second, and settled nothing
 
 
 def test_without_workers_the_first_line_says_so(run: Run, tmp_path: Path) -> None:

@@ -89,6 +89,16 @@ def test_on_pubsub_it_tells_the_emulator_and_compares_clocks(run: Run, pubsub_se
     assert findings(run, COUTURIER_CREATE="false", **where)["topic"]["state"] == "ok"
 
 
+def test_it_makes_no_result_topic_where_nothing_is_to_be_made(run: Run, tmp_path: Path) -> None:
+    """As a worker would not."""
+    where = {"BROKER_URL": f"sqlite:///{tmp_path}/q.db", "SINK_URL": "topic:answers"}
+    assert run("topics", "ensure", "images", "--group", "classifiers", **where).returncode == 0
+    found = findings(run, COUTURIER_CREATE="false", code=1, **where)
+    assert found["results"]["state"] == "failed"
+    assert "COUTURIER_CREATE=false makes none" in found["results"]["detail"]
+    assert findings(run, **where)["results"]["state"] == "ok"
+
+
 @pytest.mark.anyio
 async def test_a_slow_probe_takes_nothing_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The broker answered in time: what was found stands, whatever becomes of the probe."""

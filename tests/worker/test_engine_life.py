@@ -112,6 +112,28 @@ async def test_an_engine_that_does_nothing_but_fail_is_started_afresh(
         check(await engine.predict(pictures[:2]), classifier.predict(pictures[:2]))
 
 
+NONSENSE = """
+from worker import engine_child
+
+def send(channel, number, answer, honest=engine_child._send):
+    if not number:
+        return honest(channel, number, answer)
+    body = b"[" * 100_000
+    channel.sendall(engine_child.ANSWER.pack(number, len(body)) + body)
+
+engine_child._send = send
+engine_child.main()
+"""
+
+
+async def test_a_process_that_talks_nonsense_is_killed(pictures: list[bytes]) -> None:
+    """A hostile image may have taken it over."""
+    async with Engine(crashes=1, command=(sys.executable, "-c", NONSENSE)) as engine:
+        (crashed,) = await engine.predict(pictures[:1])
+        assert isinstance(crashed, Crashed)
+        assert "makes no sense" in crashed.error
+
+
 async def test_an_idle_process_that_is_killed_is_replaced(
     engine: Engine, classifier: Classifier, pictures: list[bytes]
 ) -> None:

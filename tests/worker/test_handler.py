@@ -360,10 +360,11 @@ async def test_an_outage_of_the_sink_costs_no_attempt_and_no_message(
 ) -> None:
     """However often it fails: no dead letter, no counted attempt, one row each."""
     async with connect(f"memory://{tmp_path}") as broker:
-        ids = await publish(broker, pictures[:40])
+        ids = (await publish(broker, [b"rubbish", *pictures[:40]]))[1:]
         handler = ImageHandler(engine, Flaky(sink, 5), "host-1", sink_deadline_s=0.0)
         totals = await process_all(broker, handler)
-    assert (totals.done, totals.retried, totals.dead_lettered) == (40, 0, 0)
+    assert (totals.done, totals.retried, totals.dead_lettered) == (40, 0, 1)
+    assert (handler.tally.rows, handler.tally.invalid) == (40, 1)  # not once for every try
     stored = rows_of(path)
     assert set(stored) == set(ids)
     assert {row.attempt for row in stored.values()} == {1}

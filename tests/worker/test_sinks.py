@@ -8,7 +8,10 @@ import io
 import json
 import multiprocessing
 import resource
+import signal
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -167,6 +170,36 @@ async def test_the_console_prints_json_lines_in_a_pipe_and_short_lines_on_a_term
     shown = terminal.getvalue().splitlines()
     assert shown[0].split() == ["Coat", "98.7%", "shoe"]
     assert "\x1b" not in shown[1]
+
+
+BROKEN_SOCKET_THEN_PRINT = """
+import anyio, socket
+from test_sinks import ConsoleSink, opened, row
+
+async def main():
+    ours, theirs = socket.socketpair()
+    theirs.close()
+    async with opened(ConsoleSink()) as sink:
+        try:
+            ours.send(b"to nobody")
+        except BrokenPipeError:
+            await sink.write([row("first")])
+        while True:
+            await sink.write([row("later")])
+
+anyio.run(main)
+"""
+
+
+def test_a_reader_of_the_console_that_leaves_ends_the_worker_and_no_other_does() -> None:
+    """As in ``couturier worker | head -1``; a probe that hangs up, or a dead engine, is no such reader."""
+    with subprocess.Popen(
+        [sys.executable, "-c", BROKEN_SOCKET_THEN_PRINT], stdout=subprocess.PIPE, cwd=Path(__file__).parent
+    ) as process:
+        assert process.stdout is not None
+        assert json.loads(process.stdout.readline())["message_id"] == "first"
+        process.stdout.close()
+        assert process.wait(30) == -signal.SIGPIPE
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import json
 import os
 import signal
@@ -12,6 +14,9 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 from urllib.request import urlopen
 
 import pytest
@@ -21,6 +26,8 @@ from rig import Rig, children, expected, runs
 
 from classifier import Classifier
 from client.sources.fashion_mnist import FashionMnist
+from worker import supervisor as supervision
+from worker.launch import Stop
 from worker.supervisor import Restarts, worst
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
@@ -150,6 +157,52 @@ async def test_workers_that_cannot_start_end_the_whole(
     assert time.monotonic() - begin < 60
     assert starts <= len(lines(rig, 0, "worker started")) <= 2 * starts
     assert not lines(rig, 0, "ready")
+
+
+class Stub:
+    """What a supervisor sees of a worker; the third of all that are started finds no process."""
+
+    ready = True
+    pid = 1
+    started = 0
+
+    def __init__(self, *_: object) -> None:
+        Stub.started += 1
+        if Stub.started == 3:
+            raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+        self._code: int | None = None
+        self.looks = 0
+
+    @property
+    def code(self) -> int | None:
+        self.looks += 1
+        return self._code
+
+    def stop(self) -> None:
+        asyncio.get_running_loop().call_later(0.3, self.kill)
+
+    def kill(self) -> None:
+        self._code = 0
+
+
+@anyio
+async def test_a_machine_out_of_processes_costs_no_worker_that_runs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The lacking one is tried again later; a drain meanwhile waits without turning in circles."""
+    monkeypatch.setattr(supervision, "WorkerProcess", Stub)
+    monkeypatch.setattr(supervision, "_FIRST_WAIT_S", 0.0)
+    both = supervision.Supervisor(2, {}, 25.0, tmp_path)
+    assert both.look() is None
+    one, other = (cast("Stub", each) for each in both._workers)
+    other.kill()
+    for _ in range(2):  # it is gone; it cannot be started
+        assert both.look() is None
+    before = one.looks
+    asyncio.get_running_loop().call_later(0.4, both.wake.set)  # as SIGCHLD does
+    assert await both.drain(cast("Stop", SimpleNamespace(at_once=False))) == 0
+    assert one.looks - before < 10
+    assert Stub.started == 3
 
 
 @given(st.lists(st.floats(0, 59.0), min_size=1, max_size=30))

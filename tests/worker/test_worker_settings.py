@@ -57,6 +57,7 @@ def test_a_flag_wins_over_a_variable_and_a_variable_over_the_default(monkeypatch
         ("COUTURIER_DRAIN_TIMEOUT", "-1"),
         ("LOG_LEVEL", "loud"),
         ("LOG_FORMAT", "xml"),
+        ("COUTURIER_RESULTS_RETENTION", "inf"),
     ],
 )
 def test_a_value_that_does_not_work_is_named_with_its_variable(
@@ -112,6 +113,7 @@ def test_both_kinds_of_logger_write_json_lines(logged: Callable[[], str]) -> Non
     logging.getLogger("broker").debug("not shown")
     first, second = map(json.loads, logged().splitlines())
     assert (first["event"], first["count"], first["level"], first["logger"]) == ("ready", 3, "info", "worker")
+    assert first["pid"] == second["pid"] == os.getpid()  # several workers write to one place
     assert (second["event"], second["level"], second["logger"]) == ("outage (try 2)", "warning", "broker")
 
 

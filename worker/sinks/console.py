@@ -26,16 +26,18 @@ class ConsoleSink:
         self._form = _short if self._stream.isatty() else _json
 
     async def open(self) -> None:
-        """End with the reader, as every filter does; what was not acked comes again elsewhere."""
-        if self._stream is sys.__stdout__:
-            signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+        """Nothing to do."""
 
     async def write(self, rows: Sequence[ResultRow]) -> WriteReport:
-        """Print rows and flush."""
+        """Print rows and flush; when nobody reads stdout any more, end this process, as every filter does."""
         text = "".join(f"{self._form(row)}\n" for row in rows)
         try:
             await asyncio.to_thread(self._print, text)
         except OSError as error:
+            if isinstance(error, BrokenPipeError) and self._stream is sys.__stdout__:
+                # Only now: a socket whose other end is gone must not end us.
+                signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+                signal.raise_signal(signal.SIGPIPE)
             raise SinkUnavailable(f"stdout: {error.strerror or error}") from error
         return WriteReport(len(rows))
 
