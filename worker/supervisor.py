@@ -110,13 +110,13 @@ class Supervisor:
                 return code
         return None
 
-    async def wait(self) -> None:
-        """Return when it is time to look again."""
+    async def wait(self, at_most: float = math.inf) -> None:
+        """Return when it is time to look again, after ``at_most`` seconds."""
         now = time.monotonic()
         dues = [due - now for due, worker in zip(self._due, self._workers, strict=True) if worker is None]
         starting = any(worker is not None and not worker.ready for worker in self._workers)
         with suppress(TimeoutError):
-            async with asyncio.timeout(max(0.0, min([_LOOK_S if starting else _IDLE_S, *dues]))):
+            async with asyncio.timeout(max(0.0, min([_LOOK_S if starting else _IDLE_S, at_most, *dues]))):
                 await self.wake.wait()
         self.wake.clear()
 
@@ -138,7 +138,7 @@ class Supervisor:
                 log.error("workers did not end in time and are killed")
                 self.kill()
                 return INTERRUPTED if hurried else DRAIN_TIMED_OUT
-            await self.wait()
+            await self.wait(deadline - time.monotonic())
         # Who had not begun yet knows no signals, and held nothing.
         codes = [
             0 if worker in unready and worker.code == -signal.SIGTERM else worker.code or 0

@@ -12,8 +12,10 @@ import pytest
 from ..errors import Unavailable
 from ..message import Delivery, Message
 from ..processing.batcher import Batching
-from ..processing.outcomes import Done, Outcome, Reject
-from .bench import MANY, Bench, bodies, numbered, spread
+from ..processing.breaker import BreakerPolicy
+from ..processing.dead_letter import ADDED
+from ..processing.outcomes import Done, Outcome, Reject, Retry, RetryPolicy
+from .bench import MANY, Bench, bodies, numbered, spread, within
 from .checks import Checks
 from .harness import member_of
 from .running import Recorder, dead_letters, processing
@@ -130,6 +132,43 @@ class ProcessFaults(Checks):
         assert seen == {b"%d" % n: {1, 2, 3} if n == 2 else {1} for n in range(8)}
         assert (totals.done, totals.dead_lettered) == (7, 1)
         assert bodies(await dead_letters(bench, 1)) == [b"2"]
+
+    async def test_an_outage_that_comes_as_failures_blames_nobody(self, bench: Bench) -> None:
+        """While every message fails, probes go on and nothing is counted or lost; then all is done."""
+        away = True
+        policy = BreakerPolicy(failures=5, base=0.05, cap=0.1, probe=4)
+        handler = Recorder(lambda _: Retry("the model is away") if away else Done())
+        await bench.publish(100)
+        retry = RetryPolicy(attempts=3, base=0.0, cap=0.0, breaker=policy)
+        async with processing(bench, handler, batch=Batching(max_messages=10), retry=retry) as running:
+            await running.until(lambda: len(handler.batches) >= 4, "three probes failed")
+            assert await bench.settled() == 0
+            away = False
+            # What failed in a probe waits for half of the time that the outage has lasted.
+            async with within(bench.harness.patience, "all is done"):
+                while await bench.settled() < 100:
+                    await bench.harness.advance(0.2)
+            totals = await running.finish()
+        # A first batch may be smaller than what shows an outage.
+        assert totals.retried < policy.failures
+        assert (totals.done, totals.dead_lettered) == (100, 0)
+        assert totals.unblamed >= 3
+        assert sum(attempts != [1] for attempts in handler.seen.values()) <= totals.retried
+        assert await dead_letters(bench, 0) == []
+
+    async def test_a_message_with_all_it_may_carry_can_be_dead_lettered(self, bench: Bench) -> None:
+        """A message with as many attributes as may be has room for those of a retry and of a letter."""
+        most = bench.broker.capabilities.max_attributes
+        sent = Message(data=b"full", attributes={f"name-{number}": str(number) for number in range(most)})
+        handler = Recorder(lambda _: Retry("no"))
+        await bench.broker.publish(bench.topic, [sent])
+        async with processing(bench, handler) as running:
+            await running.until_settled(1)
+            assert (await running.finish()).dead_lettered == 1
+        assert handler.seen == {b"full": [1, 2, 3]}
+        (letter,) = await dead_letters(bench, 1)
+        assert sent.attributes.items() <= letter.message.attributes.items()
+        assert set(ADDED) <= set(letter.message.attributes)
 
     async def test_any_text_fits_on_a_dead_letter(self, bench: Bench) -> None:
         """Reasons and errors that are huge, binary or not Unicode keep no message from its dead letter."""

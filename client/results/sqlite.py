@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from ..errors import StoreError
 from ..schema import ResultRow
@@ -197,15 +197,16 @@ class ResultsReader:
 
     def count(self) -> int:
         """Return how many rows there are."""
-        return int(self._read("SELECT count(*) FROM results").fetchone()[0])
+        return int(next(self._read("SELECT count(*) FROM results"))[0])
 
     def statuses(self) -> Mapping[str, int]:
         """Return how many rows there are of each status."""
-        return dict(self._read("SELECT status, count(*) FROM results GROUP BY status").fetchall())
+        query = "SELECT status, count(*) FROM results GROUP BY status"
+        return {str(status): int(count) for status, count in self._read(query)}
 
     def duplicates(self) -> int:
         """Return how many rows repeat an id; 0, unless someone else made the table."""
-        return int(self._read("SELECT count(*) - count(DISTINCT message_id) FROM results").fetchone()[0])
+        return int(next(self._read("SELECT count(*) - count(DISTINCT message_id) FROM results"))[0])
 
     def ids(self, status: str | None = None) -> Iterator[str]:
         """Yield the message id of every row, or of those with a status."""
@@ -244,9 +245,11 @@ class ResultsReader:
             value = _state(self._db, "kept_since")
         return None if value is None else datetime.fromisoformat(value)
 
-    def _read(self, query: str, values: Sequence[str] | Mapping[str, object] = ()) -> sqlite3.Cursor:
+    def _read(
+        self, query: str, values: Sequence[str] | Mapping[str, object] = ()
+    ) -> Iterator[tuple[Any, ...]]:
         with guarded(self._path):
-            return self._db.execute(query, values)
+            yield from self._db.execute(query, values)
 
 
 _NEXT_STEP = "results appear once a worker runs: `couturier worker`"

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
-from simulation import SimMember, ViolationError, World, simulate
+from simulated_world import ViolationError, World
+from simulation import SimMember, simulate
 
 from broker import Delivery, Done, Outcome, Retry
 from broker.errors import BrokerError
@@ -97,8 +98,8 @@ def counts_attempts_while_the_breaker_is_open(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(Breaker, "judge", lambda *_: "counted")
 
 
-def never_closes_the_breaker(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Breaker, "_close", lambda self: None)
+def tries_nothing_while_the_breaker_is_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Breaker, "allowed", lambda self, *_: 0 if self.is_open else None)
 
 
 def keeps_trying_the_same_in_probes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,7 +194,7 @@ BUGS: list[tuple[Patch, str]] = [
     (takes_an_unstored_letter_for_stored, "I2"),
     (counts_attempts_in_an_outage, ""),
     (counts_attempts_while_the_breaker_is_open, "I9"),
-    (never_closes_the_breaker, "liveness"),
+    (tries_nothing_while_the_breaker_is_open, "liveness"),
     (keeps_trying_the_same_in_probes, "liveness"),
     (blames_the_whole_batch, "I"),
     (gives_the_answers_to_the_wrong_messages, "I"),

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
-from .brokers import KafkaPlace, Place, PubsubPlace, SqlitePlace
+from .brokers import Place, SqlitePlace
+from .kafka_place import KafkaPlace
+from .pubsub_place import PubsubPlace
 from .scene import Scene
 from .tables import PostgresTable, SqliteTable, Table
 

@@ -108,10 +108,10 @@ def stream(seed: int, poison: float = 0.0, duplicates: float = 0.0, variety: int
             continue
         name = f"{prefix}-{number:08d}"
         if draw < duplicates + poison:
-            item = Item(chance.choice(bad), None, POISON, "poison", name)
+            item = Item(chance.choice(bad), None, POISON, "poison", name, name)
         else:
             data, label = chance.choice(good)
-            item = Item(data, label, None, "good", name)
+            item = Item(data, label, None, "good", name, name)  # its key spreads it over the partitions
         if len(recent) < 1000:
             recent.append(item)
         else:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from .campaign import Facts, main, markdown, write_section
+from .campaign import main
+from .campaign_report import Facts, markdown, write_section
 from .scene import Report
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "reliability.md"

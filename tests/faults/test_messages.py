@@ -13,13 +13,14 @@ import pytest
 
 from broker import PublishError
 
-from .brokers import KafkaPlace, PubsubPlace
 from .conftest import Stage
 from .fleet import ROOT, until
+from .kafka_place import KafkaPlace
 from .ledger import Entry, digest
 from .odd_pictures import INJECTED, bombs, headers, liars, shapes, sizes
 from .odd_worker import COMMAND, marked
 from .pictures import Item, garments, judged, mutants, stream
+from .pubsub_place import PubsubPlace
 from .scene import Scene
 
 # What classifiers and databases take in one piece; SQLite would take a gigabyte.

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from .brokers import KafkaPlace, Place, SqlitePlace
+from .brokers import Place, SqlitePlace
 from .buggy_worker import BUGS
 from .fleet import COMMAND, until
+from .kafka_place import KafkaPlace
 from .pictures import Item, garments, stream
 from .scene import Scene
 from .tables import SqliteTable

@@ -10,10 +10,11 @@ import pytest
 
 from tests.services import KafkaService, PostgresService, PubSubService
 
-from .brokers import KafkaPlace, PubsubPlace
 from .fleet import until
+from .kafka_place import KafkaPlace
 from .pictures import stream
 from .proxy import Proxy
+from .pubsub_place import PubsubPlace
 from .scene import Scene
 from .tables import PostgresTable
 

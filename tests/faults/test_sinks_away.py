@@ -10,9 +10,9 @@ from urllib.parse import urlsplit, urlunsplit
 
 import pytest
 
-from .brokers import KafkaPlace
 from .conftest import Stage
 from .fleet import resident_bytes, until
+from .kafka_place import KafkaPlace
 from .pictures import Item, garments, stream
 from .proxy import Proxy
 from .scene import Scene

@@ -11,6 +11,7 @@ import pytest
 
 from .conftest import Stage
 from .fleet import Worker, until
+from .kafka_place import KafkaPlace
 from .pictures import stream
 
 # What docker grants before it kills.
@@ -26,6 +27,8 @@ def test_workers_join_and_leave_under_load(stage: Stage) -> None:
             scene.fleet.start_all(2, "--batch-size", "16")
             scene.did("scaled up")
             scene.all_work()
+            if isinstance(scene.place, KafkaPlace):
+                at_rest(scene.place)  # what joining costs is not to be counted for leaving
             before = sum(each.status()["rows"]["replays"] for each in scene.fleet.workers)
             for victim in scene.fleet.alive[:2]:
                 begin = time.monotonic()
@@ -76,6 +79,19 @@ def test_workers_that_cannot_write_are_frozen_or_stopped(stage: Stage) -> None:
         report = scene.check()
         assert report.dead == {}
         assert {each.attempt for each in scene.table.rows()} == {1}
+
+
+def at_rest(place: KafkaPlace) -> None:
+    """Wait until nobody's partitions have changed for two seconds."""
+    seen, since = place.members(), time.monotonic()
+
+    def look() -> bool:
+        nonlocal seen, since
+        if (now := place.members()) != seen:
+            seen, since = now, time.monotonic()
+        return time.monotonic() - since > 2.0
+
+    until(look, "the group is at rest", pause_s=0.2)
 
 
 def late_verdicts(worker: Worker) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import json
 import os
 import signal
@@ -11,7 +10,7 @@ import socket
 import sqlite3
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
@@ -26,9 +25,8 @@ from rig import Rig, children, expected, runs
 
 from classifier import Classifier
 from client.sources.fashion_mnist import FashionMnist
-from worker import supervisor as supervision
 from worker.launch import Stop
-from worker.supervisor import Restarts, worst
+from worker.supervisor import Restarts, Supervisor, worst
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 anyio = pytest.mark.anyio
@@ -159,30 +157,17 @@ async def test_workers_that_cannot_start_end_the_whole(
     assert not lines(rig, 0, "ready")
 
 
-class Stub:
-    """What a supervisor sees of a worker; the third of all that are started finds no process."""
+async def until(met: Callable[[], bool]) -> None:
+    async with asyncio.timeout(30):
+        while not met():
+            await asyncio.sleep(0.02)
 
-    ready = True
-    pid = 1
-    started = 0
 
-    def __init__(self, *_: object) -> None:
-        Stub.started += 1
-        if Stub.started == 3:
-            raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
-        self._code: int | None = None
-        self.looks = 0
-
-    @property
-    def code(self) -> int | None:
-        self.looks += 1
-        return self._code
-
-    def stop(self) -> None:
-        asyncio.get_running_loop().call_later(0.3, self.kill)
-
-    def kill(self) -> None:
-        self._code = 0
+_SLOW_TO_END = """#!/bin/sh
+touch "$5"
+trap 'sleep 0.7; exit 0' TERM
+while :; do sleep 0.05; done
+"""
 
 
 @anyio
@@ -190,19 +175,28 @@ async def test_a_machine_out_of_processes_costs_no_worker_that_runs(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The lacking one is tried again later; a drain meanwhile waits without turning in circles."""
-    monkeypatch.setattr(supervision, "WorkerProcess", Stub)
-    monkeypatch.setattr(supervision, "_FIRST_WAIT_S", 0.0)
-    both = supervision.Supervisor(2, {}, 25.0, tmp_path)
-    assert both.look() is None
-    one, other = (cast("Stub", each) for each in both._workers)
-    other.kill()
-    for _ in range(2):  # it is gone; it cannot be started
+    program = tmp_path / "python"
+    program.write_text(_SLOW_TO_END)
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    both = Supervisor(2, dict(os.environ), 25.0, tmp_path)
+    try:
         assert both.look() is None
-    before = one.looks
-    asyncio.get_running_loop().call_later(0.4, both.wake.set)  # as SIGCHLD does
-    assert await both.drain(cast("Stop", SimpleNamespace(at_once=False))) == 0
-    assert one.looks - before < 10
-    assert Stub.started == 3
+        await until(lambda: both.ready)
+        assert both.look() is None
+        other = both._workers[1]
+        assert other is not None
+        program.chmod(0o644)  # what cannot be executed fails as what cannot be forked
+        other.kill()
+        assert both.look() is None
+        await until(lambda: both._due[1] < time.monotonic())
+        assert both.look() is None
+        assert not both.ready
+        cpu, wall = time.process_time(), time.monotonic()
+        assert await both.drain(cast("Stop", SimpleNamespace(at_once=False))) == 0
+        assert time.process_time() - cpu < (time.monotonic() - wall) / 2
+    finally:
+        both.kill()
 
 
 @given(st.lists(st.floats(0, 59.0), min_size=1, max_size=30))

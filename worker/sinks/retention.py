@@ -84,8 +84,10 @@ class KeptForDays:
         while True:
             try:
                 await self._prune()
-            except SinkUnavailable as error:
-                log.warning("old results are not removed for now", reason=str(error))
+            except Exception as error:
+                # Whatever it was: the worker goes on, and the next turn may go well.
+                expected = isinstance(error, SinkUnavailable)
+                log.warning("old results are not removed for now", reason=str(error), exc_info=not expected)
             # Workers that start together need not ask together.
             await asyncio.sleep(self._every_s * random.uniform(1.0, 1.1))  # noqa: S311 - no secret
 
