@@ -14,17 +14,20 @@ from broker import (
     Batching,
     Broker,
     DeadlineExceeded,
+    Delivery,
     Processor,
     RetryPolicy,
     Watch,
     connect,
     dead_letter_topic,
+    tracing,
 )
 from broker.drivers.options import public_url
 from broker.limits import days
 from broker.settings import broker_url
 from classifier.headers import declared_pixels
 from client.results import public_urls
+from client.schema import expires_at
 
 from .engine import Engine
 from .engine_process import EngineOptions
@@ -56,6 +59,7 @@ async def run(settings: WorkerSettings, launch: Launch | None = None) -> int:
         broker.BrokerError: the broker cannot be used. All four come before any message is taken.
     """
     launch = launch or Launch()
+    tracing.configure("couturier-worker")
     task = asyncio.current_task()
     assert task is not None
     stop = Stop(launch, lambda: stop.at_once and task.cancel())
@@ -106,9 +110,15 @@ def _processor(broker: Broker, settings: WorkerSettings, handler: ImageHandler) 
         concurrency=_OVERLAP,
         cost=lambda delivery: declared_pixels(delivery.message.data),
         max_cost=_MAX_BATCH_PIXELS,
+        deadline=_deadline,
     )
     retry = RetryPolicy(attempts=settings.attempts)
     return Processor(broker, settings.topic, settings.group, handler, batching, retry)
+
+
+def _deadline(delivery: Delivery) -> float | None:
+    expires = expires_at(delivery.message)
+    return expires.timestamp() if expires is not None else None
 
 
 @asynccontextmanager

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from test_batcher import delivery
 
-from broker import RetryPolicy
+from broker import Done, Reject, Retry, RetryPolicy
+from broker.processing.breaker import Blame
 from broker.processing.dead_letter import ADDED, letter_attributes
+from broker.processing.lifecycle import Lifecycle
 from broker.processing.outcomes import describe
+from broker.processing.verdicts import Handled, decide
 
 
 @given(
@@ -90,3 +96,65 @@ def test_what_is_written_on_a_dead_letter_travels_everywhere(reason: str, stage:
         assert "\0" not in value
     if len(error.encode("utf-8", "backslashreplace")) <= 1024 and "\0" not in error:
         assert attributes["couturier-error"] == error.encode("utf-8", "backslashreplace").decode()
+
+
+FATES = ["done", "retry", "reject", "untried"]
+
+
+@given(
+    fates=st.lists(
+        st.tuples(st.sampled_from(["done", "retry", "reject", "untried"]), st.integers(1, 6)), max_size=30
+    ),
+    blame=st.sampled_from(["counted", "released", "postponed"]),
+    attempts=st.integers(1, 5),
+    delay=st.floats(0, 1000),
+    max_delay=st.floats(0, 100),
+)
+def test_every_delivery_gets_exactly_one_verdict(
+    fates: list[tuple[str, int]], blame: Blame, attempts: int, delay: float, max_delay: float
+) -> None:
+    """Done is acked, rejected dies, and a failure costs an attempt only where it is counted."""
+    handled, policy = Handled(), RetryPolicy(attempts=attempts)
+    deliveries = [replace(delivery(), attempt=attempt) for _, attempt in fates]
+    for each, (fate, _) in zip(deliveries, fates, strict=True):
+        if fate == "untried":
+            handled.untried.append(each)
+        else:
+            handled.sort_in([each], [{"done": Done(), "retry": Retry("why"), "reject": Reject("bad")}[fate]])
+    verdicts = decide(handled, policy, blame, delay, max_delay)
+    named = [*verdicts.acks, *verdicts.releases, *(each.delivery for each in verdicts.retries)]
+    named += [each.delivery for each in verdicts.letters]
+    assert len(named) == len(set(named)) == len(deliveries)
+    failed = {each for each, (fate, _) in zip(deliveries, fates, strict=True) if fate == "retry"}
+    rejected = {each for each, (fate, _) in zip(deliveries, fates, strict=True) if fate == "reject"}
+    exhausted = {each for each in failed if each.attempt >= attempts} if blame == "counted" else set()
+    assert {each.delivery for each in verdicts.letters} == rejected | exhausted
+    assert {each.reason for each in verdicts.letters if each.delivery in exhausted} <= {"attempts-exhausted"}
+    for retry in verdicts.retries:
+        assert retry.attempt == retry.delivery.attempt + (blame == "counted")
+        assert 0 <= retry.delay <= max_delay
+
+
+@pytest.mark.parametrize("answer", [[], [Done()] * 3, [Done(), None], [None, "done"]])
+def test_what_is_no_answer_is_refused_whole(answer: list[Any]) -> None:
+    """Of a wrong answer nothing is taken, not even its good parts."""
+    handled = Handled()
+    with pytest.raises(TypeError, match="the handler returned"):
+        handled.sort_in([delivery(), delivery()], answer)
+    assert handled == Handled()
+
+
+@given(stop_at=st.floats(0, 100), timeout=st.floats(0, 50), now=st.floats(0, 300), held=st.integers(0, 3))
+def test_a_drain_ends_when_nothing_is_held_or_in_time(
+    stop_at: float, timeout: float, now: float, held: int
+) -> None:
+    """Before ``stop`` it goes on; afterwards until nothing is held, and never past its deadline."""
+    life = Lifecycle(timeout)
+    assert (life.end(now, held), life.may_take_in(0), life.may_take_in(1)) == ("go on", True, False)
+    assert (life.state(0), life.state(2)) == ("running", "paused")
+    life.stop(stop_at)
+    life.stop(stop_at + 1000.0)
+    assert life.deadline == stop_at + timeout
+    assert (life.may_take_in(0), life.state(3)) == (False, "draining")
+    expected = "finished" if not held else "too late" if now >= stop_at + timeout else "go on"
+    assert life.end(now, held) == expected

@@ -50,7 +50,9 @@ def machine() -> str:
     with suppress(OSError):
         found = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
         if found:
-            return f"{cores} cores, {found[1]}, {memory:.0f} GiB, Linux {platform.release()}"
+            return (
+                f"{cores} cores, {found[1]}, {memory:.0f} GiB, Linux {platform.release().partition('-')[0]}"
+            )
     return f"{cores} cores, {memory:.0f} GiB, {platform.platform()}"
 
 
