@@ -142,7 +142,8 @@ class ProcessFaults(Checks):
         retry = RetryPolicy(attempts=3, base=0.0, cap=0.0, breaker=policy)
         async with processing(bench, handler, batch=Batching(max_messages=10), retry=retry) as running:
             await running.until(lambda: len(handler.batches) >= 4, "three probes failed")
-            assert await bench.settled() == 0
+            # A copy that waits for its retry and an original not yet settled may both count for a moment.
+            assert await bench.settled() <= 0
             away = False
             # What failed in a probe waits for half of the time that the outage has lasted.
             async with within(bench.harness.patience, "all is done"):

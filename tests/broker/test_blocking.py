@@ -239,8 +239,10 @@ def test_a_function_can_process(broker: BlockingBroker) -> None:
 
 
 INTERRUPTED = """
-import sys, time
+import signal, sys, time
 from broker import Batching, Done, Message, connect_blocking
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
 
 def handler(deliveries):
     print("started", flush=True)

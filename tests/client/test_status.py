@@ -276,8 +276,8 @@ def test_on_pubsub_what_takes_too_long_is_said_and_not_waited_for(
     assert [each["unsettled"] for each in found["lag"]] == [5]
     assert found["oldest"]["message_id"] == oldest
     assert found["notes"] == []
-    done = run("status", "--json", "--timeout", "0.1", **where)
+    done = run("status", "--json", "--timeout", "0.001", **where)
     assert done.returncode == 0, done.stderr
     hurried = json.loads(done.stdout)
-    assert "oldest message: not known within 0.1 s; ask with a longer --timeout" in hurried["notes"]
+    assert "oldest message: not known within 0.001 s; ask with a longer --timeout" in hurried["notes"]
     assert hurried["oldest"] is None

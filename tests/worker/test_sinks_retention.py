@@ -18,11 +18,10 @@ from worker.sinks.retention import KeptForDays, Prunable
 from worker.sinks.sqlite import SqliteSink
 
 pytestmark = pytest.mark.anyio
-NOW = datetime.now(UTC)
 
 
 def aged(name: str, days: float) -> ResultRow:
-    return row(name, created_at=(NOW - timedelta(days=days)).isoformat())
+    return row(name, created_at=(datetime.now(UTC) - timedelta(days=days)).isoformat())
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -60,17 +59,17 @@ async def test_rows_past_their_days_go_and_the_others_stay(url: str) -> None:
     with open_results(url) as results:
         since = results.kept_since()
         assert since is not None
-        assert timedelta(0) <= since - (NOW - timedelta(days=30)) < timedelta(minutes=5)
+        assert timedelta(0) <= since - (datetime.now(UTC) - timedelta(days=30)) < timedelta(minutes=5)
 
 
 async def test_one_worker_an_hour_removes(make: Callable[[], Prunable], url: str) -> None:
     """The mark never goes back, also when workers disagree about the days."""
     async with opened(make()) as one, opened(make()) as two:
-        month, week = NOW - timedelta(days=30), NOW - timedelta(days=7)
-        assert await one.claim_pruning(NOW, 3600, week)
-        assert not await two.claim_pruning(NOW, 3600, week)
-        assert not await one.claim_pruning(NOW + timedelta(minutes=59), 3600, week)
-        assert await two.claim_pruning(NOW + timedelta(minutes=61), 3600, month)
+        month, week = datetime.now(UTC) - timedelta(days=30), datetime.now(UTC) - timedelta(days=7)
+        assert await one.claim_pruning(datetime.now(UTC), 3600, week)
+        assert not await two.claim_pruning(datetime.now(UTC), 3600, week)
+        assert not await one.claim_pruning(datetime.now(UTC) + timedelta(minutes=59), 3600, week)
+        assert await two.claim_pruning(datetime.now(UTC) + timedelta(minutes=61), 3600, month)
     with open_results(url) as results:
         assert results.kept_since() == week
 
@@ -79,7 +78,7 @@ async def test_a_few_rows_go_at_a_time_the_oldest_first(make: Callable[[], Pruna
     """So that no write waits for long."""
     async with opened(make()) as sink:
         await sink.write([aged(f"m-{n}", n) for n in range(10)])
-        before = NOW - timedelta(days=4.5)
+        before = datetime.now(UTC) - timedelta(days=4.5)
         assert await sink.prune(before, 3) == 3
         assert kept(url) == {f"m-{n}" for n in range(7)}
         assert await sink.prune(before, 3) == 2
