@@ -38,7 +38,9 @@ def status(
     older_than: Annotated[
         float, typer.Option(min=0, help="What stands for so long may be stuck, seconds.")
     ] = 60.0,
-    timeout: Annotated[float, typer.Option(min=0.001, help="For each question to the broker, seconds.")] = 15.0,
+    timeout: Annotated[
+        float, typer.Option(min=0.001, help="For each question to the broker, seconds.")
+    ] = 15.0,
     json: Json = False,
 ) -> None:
     """Say what is stuck, and why.
