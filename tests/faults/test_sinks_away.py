@@ -69,9 +69,11 @@ def is_down_under_load(scene: Scene, proxy: Proxy) -> None:
         scene.all_work()
         members = scene.place.members() if isinstance(scene.place, KafkaPlace) else {}
         assert proxy.down() > 0, "there was no connection to cut"
-        before, rows = [resident_bytes(each.pid) for each in workers], scene.table.count()
+        before = [resident_bytes(each.pid) for each in workers]
         deadline = time.monotonic() + OUTAGE_S
         until(lambda: all(each.status()["outage"] for each in workers), "both workers have noticed")
+        # Not before: PostgreSQL finishes a statement whose client is gone.
+        rows = scene.table.count()
         until(lambda: time.monotonic() > deadline, "the outage is over", OUTAGE_S + 10)
         assert scene.table.count() == rows
         grown = [resident_bytes(each.pid) / was for each, was in zip(workers, before, strict=True)]
