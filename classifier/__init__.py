@@ -1,7 +1,11 @@
-"""A training and inference library for small garment images. Knows no message broker.
+"""A training and inference library for image classifiers. Knows no message broker.
 
-    from classifier import Classifier, InvalidImage
-    results = Classifier.load().predict([png_bytes, jpeg_bytes])
+    from classifier import export, load, prepare, train
+    results = load().predict([png_bytes, jpeg_bytes])
+
+    prepared = prepare("garments")
+    result = train(prepared.training, model="student", val=prepared.val)
+    export(result, prepared.training, Path("model"), card=prepared.test)
 
 Names are imported on first use: ``import classifier`` costs nothing, and only
 ``train``, ``export`` and their kin need torch (the extra ``train``).
@@ -15,7 +19,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .augment import AugmentConfig
     from .bundle import Bundle, Manifest
-    from .data import GROUPS, LABELS, Dataset, training_set, validation_set
+    from .data import (
+        GROUPS,
+        LABELS,
+        DataOptions,
+        Dataset,
+        Prepared,
+        dataset,
+        open_rows,
+        prepare,
+        training_set,
+        validation_set,
+        write_table,
+    )
     from .engines import ENGINES
     from .errors import ClassifierError, DataError, ExportRefused, MissingExtra, ModelError
     from .evaluation import evaluate, text_report
@@ -26,6 +42,7 @@ if TYPE_CHECKING:
     from .metrics import Metrics, measure
     from .model import ModelConfig
     from .predict import Classifier, Prediction
+    from .report import Report, StudyOptions, write_report
     from .training import TrainConfig, TrainResult, train
 
     load = Classifier.load
@@ -39,6 +56,7 @@ __all__ = [
     "Classifier",
     "ClassifierError",
     "DataError",
+    "DataOptions",
     "Dataset",
     "Decoded",
     "ExportConfig",
@@ -50,25 +68,45 @@ __all__ = [
     "ModelConfig",
     "ModelError",
     "Prediction",
+    "Prepared",
     "Preprocessing",
+    "Report",
+    "StudyOptions",
     "TrainConfig",
     "TrainResult",
+    "dataset",
     "declared_pixels",
     "evaluate",
     "export",
     "iter_images",
     "load",
     "measure",
+    "open_rows",
+    "prepare",
     "text_report",
     "train",
     "training_set",
     "validation_set",
+    "write_report",
+    "write_table",
 ]
 
 _HOME = {
     "augment": ("AugmentConfig",),
     "bundle": ("Bundle", "Manifest"),
-    "data": ("GROUPS", "LABELS", "Dataset", "training_set", "validation_set"),
+    "data": (
+        "GROUPS",
+        "LABELS",
+        "DataOptions",
+        "Dataset",
+        "Prepared",
+        "dataset",
+        "open_rows",
+        "prepare",
+        "training_set",
+        "validation_set",
+        "write_table",
+    ),
     "engines": ("ENGINES",),
     "errors": ("ClassifierError", "DataError", "ExportRefused", "MissingExtra", "ModelError"),
     "evaluation": ("evaluate", "text_report"),
@@ -79,6 +117,7 @@ _HOME = {
     "metrics": ("Metrics", "measure"),
     "model": ("ModelConfig",),
     "predict": ("Classifier", "Prediction"),
+    "report": ("Report", "StudyOptions", "write_report"),
     "training": ("TrainConfig", "TrainResult", "train"),
 }
 _WHERE = {name: module for module, names in _HOME.items() for name in names}

@@ -2,12 +2,13 @@
 
     manifest.json       what the model is, what it expects, how good it is, hashes of all other files
     model.safetensors   trained weights (torch engine, further training)
-    model.onnx          fp32, preprocessing of pixels included; the default engine
-    model.int8.onnx     int8, statically quantised
-    golden.json         images with their expected pixels and probabilities
+    model.onnx          fp32, normalisation of pixels and outlier score included; the default engine
+    model.int8.onnx     int8, statically quantised; left out when it is not as good
+    golden.json         images with their expected pixels and answers
+    card.md             the same for people: data, recipe, figures, intended use, limits
 
-Nothing in it can run code. Every file is checked against the manifest before a
-parser sees it, and the manifest against its own hash.
+Nothing in it can run code: there is no pickle, and no loader of pickles. Every file is checked against
+the manifest before a parser sees it, and the manifest against its own hash.
 """
 
 from __future__ import annotations
@@ -23,13 +24,26 @@ from typing import Any
 from .errors import ModelError
 from .images import Preprocessing
 from .metrics import group_index
+from .uncertainty import Abstention
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
-WEIGHTS, ONNX, ONNX_INT8, GOLDEN = "model.safetensors", "model.onnx", "model.int8.onnx", "golden.json"
-FILES = (WEIGHTS, ONNX, ONNX_INT8, GOLDEN)
-SHIPPED = Path(__file__).parent / "assets" / "fashion-cnn"
+WEIGHTS, ONNX, ONNX_INT8 = "model.safetensors", "model.onnx", "model.int8.onnx"
+GOLDEN, CARD = "golden.json", "card.md"
+REQUIRED = (WEIGHTS, ONNX, GOLDEN, CARD)
+FILES = (*REQUIRED, ONNX_INT8)
+_ASSETS = Path(__file__).parent / "assets"
+SHIPPED_MODELS = {name: _ASSETS / name for name in ("student", "base") if (_ASSETS / name).is_dir()}
+SHIPPED = _ASSETS / "student"
 _MAX_MANIFEST_BYTES = 4 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Tag:
+    """A yes-or-no property: it is there when its probability is at least ``threshold``."""
+
+    name: str
+    threshold: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,25 +54,33 @@ class Manifest:
         name, version: chosen by whoever exported the model.
         labels: class names in the order of the outputs.
         groups: coarse group -> class names.
+        tags: in the order of the outputs.
         preprocessing: how image bytes become the input.
         temperature: logits are divided by it before softmax.
+        abstention: when not to answer; None if that was never measured.
+        conformal: level ("0.95") -> largest 1 - probability, per class, that is in the answer set.
         architecture: fields of ``ModelConfig``.
         parameter_count: trained values.
         metrics: per engine, the single numbers of :class:`classifier.metrics.Metrics`.
-        hash: identifies behaviour: weights of every engine, labels, groups, preprocessing, temperature.
+        unavailable: engine -> why this bundle does not run on it.
+        hash: identifies behaviour: weights of every engine and all that turns outputs into answers.
         files: name -> {"sha256", "bytes"}.
-        raw: the whole document, with provenance and metrics tables.
+        raw: the whole document, with provenance, facts of the data and metrics tables.
     """
 
     name: str
     version: str
     labels: tuple[str, ...]
     groups: dict[str, tuple[str, ...]]
+    tags: tuple[Tag, ...]
     preprocessing: Preprocessing
     temperature: float
+    abstention: Abstention | None
+    conformal: dict[str, tuple[float, ...]]
     architecture: dict[str, Any]
     parameter_count: int
     metrics: dict[str, dict[str, float]]
+    unavailable: dict[str, str]
     hash: str
     files: dict[str, dict[str, Any]]
     raw: dict[str, Any]
@@ -72,19 +94,19 @@ class Bundle:
     manifest: Manifest
 
     @classmethod
-    def load(cls, directory: str | os.PathLike[str] | None = None) -> Bundle:
+    def load(cls, model: str | os.PathLike[str] | None = None) -> Bundle:
         """Open a bundle and verify every file in it.
 
         Args:
-            directory: the bundle; None for the one shipped with this package.
+            model: the bundle's directory, or the name of a shipped one; see :func:`locate`.
 
         Raises:
             ModelError: missing, damaged, tampered with, or of another format version.
         """
-        path = SHIPPED if directory is None else Path(directory)
+        path = locate(model)
         manifest = _read_manifest(path)
-        for name in FILES:
-            _check_file(path / name, manifest.files.get(name))
+        for name in manifest.files:
+            _check_file(path / name, manifest.files[name])
         return cls(path, manifest)
 
     def read(self, name: str) -> bytes:
@@ -93,13 +115,26 @@ class Bundle:
         Raises:
             ModelError: the file changed since the bundle was opened.
         """
-        return _check_file(self.directory / name, self.manifest.files.get(name))
+        return _check_file(self.directory / name, self.manifest.files[name])
+
+
+def locate(model: str | os.PathLike[str] | None = None) -> Path:
+    """The directory that a model's name stands for.
+
+    Args:
+        model: "student" or "base" for the shipped ones (``./student`` for a directory of that name), any
+            other text for a directory; None for the shipped student.
+    """
+    if model is None:
+        return SHIPPED
+    return SHIPPED_MODELS.get(os.fspath(model)) or Path(model)
 
 
 def behaviour_hash(document: Mapping[str, Any]) -> str:
     """sha256 of what decides the answers; equal for two exports of the same model."""
-    decisive = {key: document[key] for key in ("labels", "groups", "preprocessing", "temperature", "files")}
-    return _hash(decisive)
+    keys = ("labels", "groups", "tags", "preprocessing", "temperature", "abstention", "conformal")
+    networks = {name: document["files"].get(name) for name in (WEIGHTS, ONNX, ONNX_INT8)}
+    return _hash({key: document[key] for key in keys} | {"files": networks})
 
 
 def seal(document: Mapping[str, Any]) -> bytes:
@@ -123,7 +158,8 @@ def _read_manifest(directory: Path) -> Manifest:
     again = "; export the model again or take a fresh copy of the whole directory"
     if not directory.is_dir():
         raise ModelError(
-            f"{directory}: no such model directory; name a directory that holds a {MANIFEST} with --model"
+            f"{directory}: no such model directory; name with --model a directory that holds a {MANIFEST},"
+            f" or one of {', '.join(SHIPPED_MODELS)}"
         )
     try:
         if path.stat().st_size > _MAX_MANIFEST_BYTES:
@@ -162,29 +198,49 @@ def _parse(document: dict[str, Any]) -> Manifest:
     temperature = float(document["temperature"])
     if not 0 < temperature < float("inf"):
         raise ValueError(f"temperature {temperature}")
-    if document["architecture"]["classes"] != len(labels):
-        raise ValueError(f"{len(labels)} labels for {document['architecture']['classes']} outputs")
-    if document["hash"] != behaviour_hash(document):
-        raise ValueError("the model's hash does not fit its parts")
+    tags = tuple(Tag(str(tag["name"]), float(tag["threshold"])) for tag in document["tags"])
+    _check_outputs(document, labels, tags)
+    abstention = document["abstention"]
     return Manifest(
         name=str(document["name"]),
         version=str(document["version"]),
         labels=labels,
         groups=groups,
+        tags=tags,
         preprocessing=Preprocessing(**document["preprocessing"]),
         temperature=temperature,
+        abstention=None if abstention is None else Abstention.from_dict(abstention),
+        conformal={str(level): tuple(map(float, row)) for level, row in document["conformal"].items()},
         architecture=dict(document["architecture"]),
         parameter_count=int(document["parameter_count"]),
         metrics=dict(document["metrics"]),
+        unavailable=dict(document["unavailable"]),
         hash=str(document["hash"]),
         files=dict(document["files"]),
         raw=document,
     )
 
 
-def _check_file(path: Path, entry: dict[str, Any] | None) -> bytes:
-    if entry is None:
-        raise ModelError(f"{path}: not listed in {MANIFEST}; export the model again")
+def _check_outputs(document: dict[str, Any], labels: tuple[str, ...], tags: tuple[Tag, ...]) -> None:
+    """Labels, tags, thresholds and files fit each other and the network."""
+    shape = document["architecture"]
+    if shape["classes"] != len(labels) or shape.get("tags", 0) != len(tags):
+        raise ValueError(
+            f"{len(labels)} labels and {len(tags)} tags for {shape['classes']} and"
+            f" {shape.get('tags', 0)} outputs"
+        )
+    if not all(0 <= tag.threshold <= 1 for tag in tags):
+        raise ValueError(f"tag thresholds must be within 0 and 1: {tags}")
+    if any(len(row) != len(labels) for row in document["conformal"].values()):
+        raise ValueError("every conformal level needs one quantile for each label")
+    names = set(document["files"])
+    if names - set(FILES) or set(REQUIRED) - names:
+        raise ValueError(f"lists the files {sorted(names)}, a bundle has {', '.join(FILES)}")
+    if document["hash"] != behaviour_hash(document):
+        raise ValueError("the model's hash does not fit its parts")
+
+
+def _check_file(path: Path, entry: dict[str, Any]) -> bytes:
     again = "take a fresh copy of the whole directory, or export the model again"
     try:
         size_bytes = path.stat().st_size

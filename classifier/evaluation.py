@@ -2,35 +2,28 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from .data import Dataset
 from .metrics import Metrics, measure
 from .predict import Classifier
+from .report.answers import ask, judged_rows
 
 
 def evaluate(classifier: Classifier, dataset: Dataset, limit: int | None = None) -> Metrics:
-    """Judge a classifier.
+    """Judge a classifier on the rows that have a label.
+
+    :func:`classifier.write_report` measures more and makes a page of it.
 
     Args:
-        classifier: a loaded model with the data set's class names in the same order.
-        dataset: (N, size, size) images with labels.
-        limit: only the first so many images; None for all.
+        classifier: a loaded model.
+        dataset: images of the model's size; its classes may be fewer than the model's, in any order.
+        limit: only the first so many rows; None for all.
 
     Raises:
-        ValueError: other class names than the model's, other image size, or a limit below 1.
+        ValueError: a class the model cannot name, other image size, no label, or a limit below 1.
     """
-    manifest = classifier.manifest
-    if dataset.class_names != manifest.labels:
-        raise ValueError(
-            f"the data set's classes {dataset.class_names} are not the model's {manifest.labels}"
-        )
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit must be at least 1, got {limit}")
-    images = np.ascontiguousarray(dataset.images[:limit, None])  # (N, 1, H, W)
-    return measure(
-        dataset.labels[:limit], classifier.predict_tensor(images), manifest.labels, manifest.groups
-    )
+    data, rows = judged_rows(dataset, classifier.manifest, limit)
+    probabilities = ask(classifier, data).probabilities[rows]
+    return measure(data.labels[rows], probabilities, data.class_names, classifier.manifest.groups)
 
 
 def text_report(metrics: Metrics, title: str) -> str:
@@ -41,9 +34,10 @@ def text_report(metrics: Metrics, title: str) -> str:
         "",
         f"accuracy           {m.accuracy:8.2%}   95 % interval {m.accuracy_low:.2%} .. {m.accuracy_high:.2%},"
         f" {m.images} images",
+        f"top-2 accuracy     {m.top2_accuracy:8.2%}",
         f"balanced accuracy  {m.balanced_accuracy:8.2%}   macro F1 {m.macro_f1:.4f}",
         f"group accuracy     {m.group_accuracy:8.2%}   macro F1 {m.group_macro_f1:.4f}",
-        f"calibration (ECE)  {m.ece:8.4f}   NLL {m.nll:.4f}",
+        f"calibration (ECE)  {m.ece:8.4f}   NLL {m.nll:.4f}   Brier {m.brier:.4f}",
         "",
         f"{'class':<14}{'precision':>10}{'recall':>10}{'F1':>10}{'images':>9}",
     ]

@@ -1,19 +1,28 @@
 """From image bytes to the network's input: the one preprocessing of training, command line and worker.
 
-    bytes -> header checks -> decode (PNG, JPEG) -> gray -> resize -> upright -> uint8 (1, size, size)
+    bytes -> header checks -> decode (PNG, JPEG) -> colours -> resize -> upright -> polarity -> pad
+          -> uint8 (channels, size, size)
 
-Rules by mode (tested one by one):
+Rules (tested one by one):
 
-| stored as | becomes |
+| stored as | in a gray model (``channels`` 1) | in a colour model (``channels`` 3) |
+|---|---|---|
+| 1, L | gray as stored | the same value three times |
+| RGB, P | luma, ITU-R 601 (Pillow's ``convert("L")``) | RGB as stored |
+| CMYK | RGB, then luma | RGB without colour management |
+| LA, RGBA, P or L or RGB with a transparent colour | luma blended over ``background`` | RGB blended over it |
+| 16-bit gray or RGB | the high bytes | the high bytes |
+
+| rule | what it does |
 |---|---|
-| 1, L | gray as stored |
-| RGB, P, CMYK | luma, ITU-R 601 (Pillow's ``convert("L")``) |
-| LA, RGBA, P or L or RGB with a transparent colour | luma, then blended over ``background`` |
-| 16-bit gray | the high byte |
+| transparent colour (tRNS) | of palettes, gray with 1, 8 or 16 bits, RGB with 8; of others ignored |
+| EXIF orientation | honoured; every other metadata, colour profiles too, is ignored |
+| ``fit`` "stretch" | both sides become ``size``; "pad" keeps the aspect ratio and fills with ``background`` |
+| ``polarity`` "auto" | a light frame around something darker is inverted: :func:`.polarity.light_framed` |
+| animated PNG | the first frame counts |
 
-Any size is stretched to the square input; EXIF orientation is honoured, every other
-metadata ignored. Of an animated PNG the first frame counts. A bad image is a value,
-:class:`InvalidImage`, never an exception.
+``background`` is what the network sees: a picture that is inverted is blended over its opposite, and
+padded after the inversion. A bad image is a value, :class:`InvalidImage`, never an exception.
 """
 
 from __future__ import annotations
@@ -38,10 +47,18 @@ from .headers import (
     read_jpeg,
     read_png,
 )
+from .polarity import POLARITIES, with_polarity
 
 __all__ = ["Decoded", "InvalidImage", "Preprocessing", "decode", "preprocess"]
 
-_RESAMPLE = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+_RESAMPLE = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+FITS = ("stretch", "pad")
+# PNG colour types whose 8-bit rows are a Pillow mode as they stand.
+_PLAIN_MODES = {0: "L", 2: "RGB", 4: "LA", 6: "RGBA"}
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -72,8 +89,11 @@ class Preprocessing:
 
     Attributes:
         size: side of the square output in pixels.
-        resample: "bilinear" or "bicubic", both antialiased.
-        background: gray value behind transparent pixels; Fashion-MNIST's own is black.
+        channels: 1 for gray, 3 for red, green and blue.
+        resample: "bilinear", "bicubic" or "lanczos", from soft to sharp; all antialiased.
+        background: gray value behind transparent pixels and around padded images; Fashion-MNIST's is black.
+        polarity: "keep", "invert" (dark on light photos for a model trained light on dark), or "auto".
+        fit: "stretch" to the square, or "pad" to it.
         max_bytes: largest accepted file.
         max_side_px, max_pixels: largest accepted image, checked in the header before decoding.
             Pillow's own limit of 89 million pixels only warns, so ours is far below it.
@@ -85,10 +105,22 @@ class Preprocessing:
     max_bytes: int = 16 * 1024 * 1024
     max_side_px: int = 4096
     max_pixels: int = 16_777_216
+    channels: int = 1
+    polarity: str = "keep"
+    fit: str = "stretch"
 
     def __post_init__(self) -> None:
-        if self.size < 1 or self.resample not in _RESAMPLE or not 0 <= self.background <= 255:
-            raise ValueError(f"impossible preprocessing {self}")
+        known = self.resample in _RESAMPLE and self.polarity in POLARITIES and self.fit in FITS
+        if not known or self.size < 1 or self.channels not in (1, 3) or not 0 <= self.background <= 255:
+            raise ValueError(
+                f"impossible preprocessing {self}: size from 1, channels 1 or 3, background 0..255, resample"
+                f" {' or '.join(_RESAMPLE)}, polarity {', '.join(POLARITIES)}, fit {' or '.join(FITS)}"
+            )
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, size, size), the shape of one decoded image."""
+        return self.channels, self.size, self.size
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form for the manifest."""
@@ -100,7 +132,7 @@ class Decoded:
     """A decoded batch.
 
     Attributes:
-        tensor: (M, 1, size, size) uint8, the M good images in order.
+        tensor: (M, channels, size, size) uint8, the M good images in order.
         errors: per input None if it is in ``tensor``, else why it is not.
     """
 
@@ -120,11 +152,11 @@ def decode(images: Sequence[bytes], spec: Preprocessing) -> Decoded:
             pixels.append(result)
             errors.append(None)
     flat = np.frombuffer(b"".join(pixels), np.uint8)
-    return Decoded(flat.reshape(len(pixels), 1, spec.size, spec.size), tuple(errors))
+    return Decoded(flat.reshape(len(pixels), *spec.shape), tuple(errors))
 
 
 def preprocess(data: bytes, spec: Preprocessing) -> bytes | InvalidImage:
-    """The ``size * size`` gray pixels of one image, row by row, or why there are none.
+    """The pixels of one image, (channels, size, size) uint8 in C order, or why there are none.
 
     Args:
         data: a PNG or JPEG file. Whatever else it may be, nothing is raised for its content.
@@ -138,7 +170,7 @@ def preprocess(data: bytes, spec: Preprocessing) -> bytes | InvalidImage:
         header = read_header(data)
         _check_size(header.width, header.height, spec)
         image, orientation = _open(data, header, spec)
-        return _finish(image, orientation, spec)
+        return _finish(image, orientation, (header.width, header.height), spec)
     except BadContainer as error:
         return InvalidImage(error.reason, error.detail)
     # A decoder fed hostile bytes may raise anything, and all of it means that the image is bad.
@@ -161,18 +193,19 @@ def _open(data: bytes, header: Header, spec: Preprocessing) -> tuple[Image.Image
     Raises:
         BadContainer: damaged, or more work than the size allows.
     """
+    size = header.width, header.height
     if header.kind == "PNG":
         png = read_png(data)
-        if _is_plain_gray(png):
+        if mode := _plain_mode(png):
             # Straight to Pillow's pixel decoder: same code, without the 30 us of its container parser.
-            plain = Image.frombytes("L", (header.width, header.height), png.stream(), "zip", "L", 0)
-            return plain, png.orientation()
+            return Image.frombytes(mode, size, png.stream(), "zip", mode, 0), png.orientation()
         return PngImageFile(io.BytesIO(data if png.intact else png.rebuild())), png.orientation()
     jpeg = read_jpeg(data)
     _check_scans(data, header, spec)
     image = JpegImageFile(io.BytesIO(jpeg.content))
     # Lets libjpeg decode big photos at 1/2, 1/4 or 1/8 scale, never below twice the output.
-    image.draft("L", (2 * spec.size, 2 * spec.size))
+    width, height = _fitted(size, spec)
+    image.draft("L" if spec.channels == 1 else None, (2 * width, 2 * height))
     return image, exif_orientation(jpeg.exif)
 
 
@@ -185,36 +218,60 @@ def _check_scans(data: bytes, header: Header, spec: Preprocessing) -> None:
         raise BadContainer("too-large", f"JPEG with {scans} scans of {header.width}x{header.height} pixels")
 
 
-def _is_plain_gray(png: Png) -> bool:
-    """Whether the pixel stream is 8-bit gray rows and nothing in the file changes their meaning."""
-    return png.colour_type == 0 and png.bit_depth == 8 and png.interlace == 0 and not png.has(b"tRNS")
+def _plain_mode(png: Png) -> str | None:
+    """Pillow's mode if the pixel stream is 8-bit rows and nothing in the file changes their meaning."""
+    plain = png.bit_depth == 8 and png.interlace == 0 and not png.has(b"tRNS")
+    return _PLAIN_MODES.get(png.colour_type) if plain else None
 
 
-def _finish(image: Image.Image, orientation: int, spec: Preprocessing) -> bytes:
-    """Gray, resized, upright: ``size * size`` bytes."""
-    gray = _gray(image, spec.background)
-    if gray.size != (spec.size, spec.size):
-        gray = gray.resize((spec.size, spec.size), _RESAMPLE[spec.resample])
+def _fitted(size: tuple[int, int], spec: Preprocessing) -> tuple[int, int]:
+    """Width and height of the resized image, before padding."""
+    if spec.fit == "stretch":
+        return spec.size, spec.size
+    scale = spec.size / max(size)
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
+def _finish(image: Image.Image, orientation: int, size: tuple[int, int], spec: Preprocessing) -> bytes:
+    """Colours, size, direction and polarity as the rules want them, channel by channel."""
+    picture = _coloured(image, spec)
+    if picture.size != (fitted := _fitted(size, spec)):
+        picture = picture.resize(fitted, _RESAMPLE[spec.resample])
     if orientation in _UPRIGHT:
-        gray = gray.transpose(_UPRIGHT[orientation])
-    return gray.tobytes()
+        picture = picture.transpose(_UPRIGHT[orientation])
+    picture = with_polarity(picture, spec.polarity)
+    if picture.size != (spec.size, spec.size):
+        canvas = Image.new(picture.mode, (spec.size, spec.size), (spec.background,) * spec.channels)
+        canvas.paste(picture, ((spec.size - picture.width) // 2, (spec.size - picture.height) // 2))
+        picture = canvas
+    return picture.tobytes() if spec.channels == 1 else _planes(picture).tobytes()
 
 
-def _gray(image: Image.Image, background: int) -> Image.Image:
-    """Mode L by the rules in the module's table."""
+def _planes(picture: Image.Image) -> NDArray[np.uint8]:
+    """(C, H, W) of a picture in mode L or RGB."""
+    pixels = np.asarray(picture)
+    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+
+
+def _coloured(image: Image.Image, spec: Preprocessing) -> Image.Image:
+    """Mode L or RGB by the rules in the module's table."""
     image.load()
-    if image.mode == "L" and "transparency" not in image.info:
+    mode = "L" if spec.channels == 1 else "RGB"
+    behind = 255 - spec.background if spec.polarity == "invert" else spec.background
+    clear = image.info.get("transparency")
+    if image.mode == mode and clear is None:
         return image
     if image.mode.startswith("I"):
         deep = np.asarray(image).astype(np.int64).clip(0, 65535)
-        return Image.fromarray((deep >> 8).astype(np.uint8))
-    if "transparency" in image.info:
+        high = np.where(deep == clear, behind, deep >> 8).astype(np.uint8)
+        return Image.fromarray(high).convert(mode)
+    if clear is not None:
         image = image.convert("RGBA")
     if image.mode in ("LA", "La", "RGBA", "RGBa", "PA"):
         image = image.convert("RGBA")
-        canvas = Image.new("L", image.size, background)
-        canvas.paste(image.convert("L"), mask=image.getchannel("A"))
+        canvas = Image.new(mode, image.size, (behind,) * spec.channels)
+        canvas.paste(image.convert(mode), mask=image.getchannel("A"))
         return canvas
     if image.mode == "CMYK":
         image = image.convert("RGB")
-    return image.convert("L")
+    return image.convert(mode)

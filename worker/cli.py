@@ -35,9 +35,12 @@ def worker(
         str | None, typer.Option(callback=_check_name, help="Who shares the work [COUTURIER_GROUP].")
     ] = None,
     sink: Annotated[str | None, typer.Option(help="Where results go [SINK_URL].")] = None,
-    model: Annotated[Path | None, typer.Option(help="A bundle's directory [COUTURIER_MODEL].")] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="A bundle's directory, student or base [COUTURIER_MODEL].")
+    ] = None,
     engine: Annotated[
-        Literal["onnx", "onnx-int8", "torch"] | None, typer.Option(help="[COUTURIER_ENGINE, onnx].")
+        Literal["onnx", "onnx-int8", "openvino", "openvino-int8", "torch"] | None,
+        typer.Option(help="[COUTURIER_ENGINE, onnx]."),
     ] = None,
     batch_size: Annotated[
         int | None, typer.Option(min=1, max=4096, help="Most images at once [COUTURIER_BATCH_SIZE, 128].")

@@ -37,7 +37,6 @@ OUT_OF_MEMORY = 71
 _PR_SET_PDEATHSIG = 1
 # How ONNX Runtime and torch say that they got no memory, which is no image's fault for sure.
 _NO_MEMORY = ("Failed to allocate memory", "can't allocate memory", "bad_alloc", "bad allocation")
-_NO_TAGS = "[]"
 
 
 class Predictor(Protocol):
@@ -110,7 +109,7 @@ def main(load: Load | None = None) -> None:
     try:
         classifier = _start(channel, load, options)
         if classifier is not None:
-            _serve(channel, cell, classifier)
+            _serve(channel, cell, classifier, options["abstain"])
     except MemoryError:
         os._exit(OUT_OF_MEMORY)
     except (EOFError, ConnectionError):
@@ -160,7 +159,7 @@ def _start(channel: socket.socket, load: Load | None, options: Mapping[str, Any]
     return classifier
 
 
-def _serve(channel: socket.socket, cell: Cell, classifier: Predictor) -> None:
+def _serve(channel: socket.socket, cell: Cell, classifier: Predictor, abstain: bool) -> None:
     while True:
         number, count, size = REQUEST.unpack(_read(channel, REQUEST.size))
         cell.put(number, READING)
@@ -169,19 +168,21 @@ def _serve(channel: socket.socket, cell: Cell, classifier: Predictor) -> None:
         for length in lengths:
             images.append(bytes(body[start : start + length]))
             start += length
-        answer = _answer(number, images, cell, classifier)
+        answer = _answer(number, images, cell, classifier, abstain)
         cell.put(number, IDLE)
         _send(channel, number, answer)
 
 
-def _answer(number: int, images: Sequence[bytes], cell: Cell, classifier: Predictor) -> dict[str, object]:
+def _answer(
+    number: int, images: Sequence[bytes], cell: Cell, classifier: Predictor, abstain: bool
+) -> dict[str, object]:
     begin = time.perf_counter()
     cell.put(number, PREDICTING)
     watched = _Watched(images, cell)
     try:
         found = classifier.predict(watched)
         end = time.perf_counter()
-        answers = [_columns(each) for each in found]
+        answers = [_columns(each, abstain) for each in found]
     except Exception as error:
         if isinstance(error, MemoryError) or any(sign in str(error) for sign in _NO_MEMORY):
             raise MemoryError from error
@@ -194,21 +195,21 @@ def _answer(number: int, images: Sequence[bytes], cell: Cell, classifier: Predic
     return {"answers": answers, "seconds": [watched.decoded_at - begin, end - watched.decoded_at]}
 
 
-def _columns(found: Prediction | InvalidImage) -> tuple[str | float | int, ...]:
+def _columns(found: Prediction | InvalidImage, abstain: bool) -> tuple[str | float | int, ...]:
     """The fields of ``worker.engine.Answer``, or reason and detail of an image that is refused."""
     from classifier.images import InvalidImage
 
     if isinstance(found, InvalidImage):
         return found.reason, found.detail
     return (
-        "ok",
+        "abstained" if abstain and found.abstained else "ok",
         found.label,
         found.label_index,
         found.confidence,
         found.runner_up,
         found.runner_up_confidence,
         found.group_label,
-        _NO_TAGS,
+        json.dumps(found.tags, ensure_ascii=False),
     )
 
 

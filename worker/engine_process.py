@@ -34,11 +34,12 @@ class EngineOptions:
     """How the process works.
 
     Attributes:
-        model: a bundle's directory; None for the shipped one.
-        engine: ``onnx``, ``onnx-int8`` or ``torch``.
+        model: a bundle's directory, or the name of a shipped one; None for the student.
+        engine: one of ``classifier.ENGINES``.
         threads: of one prediction.
         timeout_s: without progress for this long it is killed, seconds.
         memory_mb: it dies rather than to allocate more, MiB; None is no limit.
+        abstain: an image on which the model declines to answer is ``abstained``, not ``ok``.
     """
 
     model: str | None = None
@@ -46,6 +47,7 @@ class EngineOptions:
     threads: int = 1
     timeout_s: float = 30.0
     memory_mb: int | None = None
+    abstain: bool = True
 
 
 class ProcessDied(Exception):  # noqa: N818 - says what happened, not what is wrong with us

@@ -137,6 +137,7 @@ def _engine(settings: WorkerSettings, launch: Launch) -> Engine:
         threads=settings.threads,
         timeout_s=settings.predict_timeout_s,
         memory_mb=settings.memory_mb,
+        abstain=settings.abstain,
     )
     return Engine(options, settings.crashes, launch.engine)
 

@@ -14,7 +14,7 @@ from broker import settings
 from broker.drivers.options import check_name
 from client.results import default_url
 
-Engine = Literal["onnx", "onnx-int8", "torch"]
+Engine = Literal["onnx", "onnx-int8", "openvino", "openvino-int8", "torch"]
 Name = Annotated[str, AfterValidator(check_name)]
 
 
@@ -64,10 +64,18 @@ class WorkerSettings(BaseSettings):
     model: Path | None = Field(
         default=None,
         validation_alias="COUTURIER_MODEL",
-        description="a bundle's directory; the shipped one if unset",
+        description="a bundle's directory, or `student` or `base`, which are shipped; student if unset",
     )
     engine: Engine = Field(
-        default="onnx", validation_alias="COUTURIER_ENGINE", description="onnx, onnx-int8 or torch"
+        default="onnx",
+        validation_alias="COUTURIER_ENGINE",
+        description="onnx, onnx-int8, openvino, openvino-int8 or torch",
+    )
+    abstain: bool = Field(
+        default=True,
+        validation_alias="COUTURIER_ABSTAIN",
+        description="a row has the status `abstained` where the model is not sure enough, its best guess"
+        " beside it; false: `ok` as any other",
     )
     batch_size: int = Field(
         default=128, ge=1, le=4096, validation_alias="COUTURIER_BATCH_SIZE", description="most images at once"

@@ -63,18 +63,65 @@ def test_erasing_only_blackens_a_rectangle(torch: Any) -> None:
     assert 0.2 < touched / 2000 < 0.3
 
 
-@given(seed=st.integers(0, 2**31), flip=st.booleans(), shift_px=st.integers(0, 4), erase=st.floats(0, 1))
+def test_colour_is_uncovered_and_painted_in_the_given_colour(torch: Any) -> None:
+    """On white studio photos a shift must not draw black bars; every channel has its own value."""
+    from classifier.augment import erase, shift
+
+    fill = (250, 240, 230)
+    images = torch.zeros(500, 3, 20, 20, dtype=torch.uint8)
+    for changed in (shift(images, 3, generator(torch), fill), erase(images, 1.0, generator(torch), fill)):
+        new = changed[:, 0] != 0  # (B, H, W)
+        assert bool(new.flatten(1).any(1).float().mean() > 0.9)
+        for channel, value in enumerate(fill):
+            assert set(changed[:, channel][new].tolist()) == {value}
+            assert not bool(changed[:, channel][~new].any())
+
+
+def test_a_shift_moves_all_channels_alike(torch: Any) -> None:
+    """Colours must not come apart."""
+    from classifier.augment import shift
+
+    gray = torch.randint(0, 256, (50, 1, 20, 20), dtype=torch.uint8, generator=generator(torch))
+    moved = shift(gray.expand(-1, 3, -1, -1), 3, generator(torch))
+    assert torch.equal(moved[:, :1], shift(gray, 3, generator(torch)))
+    assert torch.equal(moved[:, 0], moved[:, 1])
+    assert torch.equal(moved[:, 0], moved[:, 2])
+
+
+def test_jitter_changes_brightness_and_contrast_within_its_limits(torch: Any) -> None:
+    """Each image by its own factors; black stays black under brightness alone."""
+    from classifier.augment import jitter
+
+    images = torch.full((400, 3, 4, 4), 100, dtype=torch.uint8)
+    images[:, :, :2] = 200
+    brighter = jitter(images, 0.1, 0.0, generator(torch))
+    assert 89 <= int(brighter.min()) <= 92
+    assert 218 <= int(brighter.max()) <= 221
+    assert brighter[:, 0, 0, 0].unique().numel() > 20
+    starker = jitter(images, 0.0, 0.1, generator(torch)).float()
+    assert bool((starker.mean(dim=(1, 2, 3)) - 150).abs().max() < 1)
+    assert not bool(jitter(torch.zeros_like(images), 0.1, 0.0, generator(torch)).any())
+
+
+@given(
+    seed=st.integers(0, 2**31),
+    flip=st.booleans(),
+    shift_px=st.integers(0, 4),
+    erase=st.floats(0, 1),
+    colour=st.floats(0, 0.9),
+    channels=st.sampled_from([1, 3]),
+)
 @settings(max_examples=25, deadline=None)
 def test_augmenting_keeps_shape_type_and_its_input(
-    torch: Any, seed: int, flip: bool, shift_px: int, erase: float
+    torch: Any, seed: int, flip: bool, shift_px: int, erase: float, colour: float, channels: int
 ) -> None:
     """Any configuration gives the same kind of tensor, leaves its input alone and repeats by seed."""
     from classifier.augment import AugmentConfig, augment
 
     rng = np.random.default_rng(seed)
-    batch = torch.from_numpy(rng.integers(1, 256, (8, 1, 28, 28), dtype=np.uint8))
+    batch = torch.from_numpy(rng.integers(1, 256, (8, channels, 28, 28), dtype=np.uint8))
     before, flipped = batch.clone(), torch.from_numpy(rng.random(8) < 0.5)
-    config = AugmentConfig(flip, shift_px, erase)
+    config = AugmentConfig(flip, shift_px, erase, colour, colour / 2)
     first = augment(batch, flipped, config, generator(torch, seed))
     again = augment(batch, flipped, config, generator(torch, seed))
     assert first.shape == batch.shape
@@ -97,13 +144,15 @@ def test_impossible_settings_are_refused(torch: Any) -> None:
 
     with pytest.raises(ValueError, match="erase_probability"):
         AugmentConfig(erase_probability=1.5)
+    with pytest.raises(ValueError, match="contrast"):
+        AugmentConfig(contrast=1.0)
 
 
 def test_the_learning_rate_is_a_triangle(torch: Any) -> None:
     """Up to the peak at a fifth of the run, then straight to zero."""
     from classifier.optim import learning_rate
 
-    rates = [learning_rate(step, 1000, 0.2) for step in range(1000)]
+    rates = [learning_rate(step / 1000, 0.2) for step in range(1000)]
     assert max(rates) == rates[200] == pytest.approx(0.2)
     assert rates[:201] == sorted(rates[:201])
     assert rates[200:] == sorted(rates[200:], reverse=True)
@@ -133,7 +182,7 @@ def test_folding_keeps_the_function(torch: Any, images: Any) -> None:
         network(images)
     network.eval()
     with torch.no_grad():
-        assert (fold(network)(images) - network(images)).abs().max() < 1e-4
+        assert (fold(network)(images).logits - network(images).logits).abs().max() < 1e-4
 
 
 def test_a_model_configuration_survives_json(torch: Any) -> None:

@@ -101,7 +101,7 @@ def test_a_missing_data_set_lists_every_place_and_the_next_command(
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("COUTURIER_DATA_DIR", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr("classifier.data.SYSTEM", tmp_path / "system")
+    monkeypatch.setattr("classifier.data.fashion_mnist.SYSTEM", tmp_path / "system")
 
     def offline(url: str, target: Path) -> None:
         raise OSError(f"no route to {url}")
@@ -142,7 +142,7 @@ def test_a_download_is_kept_and_checked(
 ) -> None:
     """What was fetched once is found the next time without fetching."""
     source = idx_directory(validation.images, validation.labels)
-    monkeypatch.setattr("classifier.data.SYSTEM", tmp_path / "none")
+    monkeypatch.setattr("classifier.data.fashion_mnist.SYSTEM", tmp_path / "none")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("COUTURIER_DATA_DIR", raising=False)

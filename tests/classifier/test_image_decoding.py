@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
 from classifier import Dataset, InvalidImage, Preprocessing, declared_pixels
-from classifier.headers import PNG_SIGNATURE
 from classifier.images import decode, preprocess
+from tests.png_files import chunk, png_header
 
 SPEC = Preprocessing()
 Encode = Callable[..., bytes]
@@ -37,16 +37,6 @@ def refusal(data: bytes, spec: Preprocessing = SPEC) -> str:
     assert isinstance(result, InvalidImage)
     assert result.detail
     return result.reason
-
-
-def chunk(name: bytes, body: bytes) -> bytes:
-    """One PNG chunk with a right checksum."""
-    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
-
-
-def png_header(width: int, height: int, depth: int = 8, colour: int = 0) -> bytes:
-    """Signature and IHDR of a PNG."""
-    return PNG_SIGNATURE + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
 
 
 @pytest.fixture

@@ -15,7 +15,9 @@ from PIL import Image
 from classifier import Dataset, InvalidImage, Preprocessing, declared_pixels
 from classifier.images import preprocess
 
-SPEC = Preprocessing(max_pixels=1_000_000, max_side_px=2000)
+LIMITS = {"max_pixels": 1_000_000, "max_side_px": 2000}
+SPEC = Preprocessing(**LIMITS)
+COLOUR = Preprocessing(channels=3, fit="pad", polarity="auto", **LIMITS)
 REASONS = {"empty", "too-large", "not-an-image", "unsupported-format", "truncated", "corrupt"}
 
 
@@ -61,13 +63,14 @@ def test_a_thousand_mutants_give_a_value_each(validation: Dataset, encode: Calla
         for seed in seeds:
             for _ in range(100):
                 mutant = mutate(seed, rng) or b""
-                result = preprocess(mutant, SPEC)
+                spec = rng.choice((SPEC, COLOUR))
+                result = preprocess(mutant, spec)
                 if isinstance(result, InvalidImage):
                     refused += 1
                     assert result.reason in REASONS
                     assert len(result.detail) < 300
                 else:
-                    assert len(result) == 784
+                    assert len(result) == 784 * spec.channels
                 assert declared_pixels(mutant) >= 0
     assert refused > 500
 

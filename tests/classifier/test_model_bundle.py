@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from classifier import Bundle, Classifier, ModelError
-from classifier.bundle import FILES, MANIFEST, SHIPPED, behaviour_hash, file_entry, seal
+from classifier import Bundle, Classifier, MissingExtra, ModelError
+from classifier.bundle import (
+    FILES,
+    MANIFEST,
+    SHIPPED,
+    SHIPPED_MODELS,
+    behaviour_hash,
+    file_entry,
+    locate,
+    seal,
+)
 
 
 def reseal(directory: Path, change: Callable[[dict[str, Any]], object]) -> None:
@@ -67,7 +78,7 @@ def test_a_directory_that_is_no_bundle_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"garbage", b"\xff\xfe\x00", b"[]", b"{}", b"null", b"[" * 100_000, b'{"format_version": 1}'],
+    [b"", b"garbage", b"\xff\xfe\x00", b"[]", b"{}", b"null", b"[" * 100_000, b'{"format_version": 2}'],
 )
 def test_a_garbage_manifest_is_refused(bundle_copy: Path, content: bytes) -> None:
     """No content gets past the reader as another exception."""
@@ -88,8 +99,8 @@ def test_swapped_labels_are_noticed(bundle_copy: Path) -> None:
 
 def test_another_format_version_is_told_apart(bundle_copy: Path) -> None:
     """A bundle from the future asks for another release, not for a new copy."""
-    reseal(bundle_copy, lambda document: document.update(format_version=2))
-    with pytest.raises(ModelError, match="format version 2, this release reads 1"):
+    reseal(bundle_copy, lambda document: document.update(format_version=3))
+    with pytest.raises(ModelError, match="format version 3, this release reads 2"):
         Classifier.load(bundle_copy)
 
 
@@ -105,6 +116,13 @@ def test_another_format_version_is_told_apart(bundle_copy: Path) -> None:
         lambda d: d["preprocessing"].update(size=0),
         lambda d: d["preprocessing"].update(surprise=1),
         lambda d: d.update(architecture={}),
+        lambda d: d.update(tags=[{"name": "floral", "threshold": 0.5}]),
+        lambda d: d["architecture"].update(tags=1),
+        lambda d: d.update(abstention={"outlier_threshold": "far"}),
+        lambda d: d.update(conformal={"0.9": [0.5]}),
+        lambda d: d["files"].pop("card.md"),
+        lambda d: d["files"].update({"../secret": {"sha256": "", "bytes": 0}}),
+        lambda d: d["files"].update({"weights.pkl": {"sha256": "", "bytes": 0}}),
     ],
 )
 def test_an_inconsistent_manifest_is_refused(bundle_copy: Path, change: Callable[[dict], object]) -> None:
@@ -129,7 +147,7 @@ def test_a_label_too_few_is_refused_by_the_engine(bundle_copy: Path) -> None:
         document["architecture"]["classes"] = 9
 
     reseal(bundle_copy, drop)
-    for engine in ("onnx", "onnx-int8"):
+    for engine in ("onnx", "onnx-int8", "openvino"):
         with pytest.raises(ModelError, match=r"9 labels"):
             Classifier.load(bundle_copy, engine)
 
@@ -139,8 +157,9 @@ def test_a_listed_file_that_is_no_network_is_refused(bundle_copy: Path) -> None:
     content = b"\x80\x04cos\nsystem\n(S'true'\ntR."
     (bundle_copy / "model.onnx").write_bytes(content)
     reseal(bundle_copy, lambda document: document["files"].update({"model.onnx": file_entry(content)}))
-    with pytest.raises(ModelError, match=r"model\.onnx: cannot be run"):
-        Classifier.load(bundle_copy)
+    for engine in ("onnx", "openvino"):
+        with pytest.raises(ModelError, match=r"model\.onnx: cannot be run"):
+            Classifier.load(bundle_copy, engine)
 
 
 def test_weights_of_another_shape_are_refused(bundle_copy: Path, torch: Any) -> None:
@@ -183,7 +202,7 @@ def test_the_models_hash_ignores_dates_and_metrics() -> None:
 
 def test_an_unknown_engine_is_refused() -> None:
     """The error lists the engines there are."""
-    with pytest.raises(ValueError, match="onnx, onnx-int8, torch"):
+    with pytest.raises(ValueError, match="onnx, onnx-int8, openvino, openvino-int8, torch"):
         Classifier.load(engine="tpu")
 
 
@@ -191,3 +210,55 @@ def test_threads_must_be_positive() -> None:
     """Zero would mean "all cores" to the runtime, which no worker wants by accident."""
     with pytest.raises(ValueError, match="at least 1"):
         Classifier.load(threads=0)
+
+
+NO_PICKLE = """
+import io, pickle, sys, _pickle
+def refuse(*_, **__):
+    raise SystemExit("something was unpickled")
+class Refuse:
+    def __init__(self, *_, **__):
+        refuse()
+pickle.load = pickle.loads = _pickle.load = _pickle.loads = refuse
+pickle.Unpickler = pickle._Unpickler = _pickle.Unpickler = Refuse
+if "torch" in sys.argv:
+    import torch
+    torch.load = refuse
+from classifier import Classifier
+for engine in sys.argv[2:]:
+    Classifier.load(sys.argv[1], engine).self_test()
+print("loaded")
+"""
+
+
+def test_no_engine_unpickles_anything(torch: Any) -> None:
+    """Every loader of pickles is out of order, and every engine works."""
+    engines = ["onnx", "onnx-int8", "openvino", "openvino-int8", "torch"]
+    command = [sys.executable, "-c", NO_PICKLE, str(SHIPPED), *engines]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.stdout.strip(), done.returncode) == ("loaded", 0), done.stderr
+
+
+def test_a_pickle_beside_the_bundle_is_never_opened(bundle_copy: Path) -> None:
+    """What the manifest does not list is no part of the model."""
+    (bundle_copy / "model.pkl").symlink_to("/nonexistent/trap")
+    Classifier.load(bundle_copy).self_test()
+
+
+def test_the_shipped_models_have_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever lies in the current directory, and as a path; anything else is a directory."""
+    (tmp_path / "student").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert locate() == locate("student") == locate(Path("student")) == SHIPPED
+    assert SHIPPED_MODELS["student"] == SHIPPED
+    assert locate(tmp_path / "student") == tmp_path / "student"
+    assert locate("models/mine") == Path("models/mine")
+    with pytest.raises(ModelError, match=r"no such model directory.*or one of student"):
+        Classifier.load("studnet")
+
+
+def test_openvino_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With what to install."""
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(MissingExtra, match="needs the extra 'openvino'"):
+        Classifier.load(engine="openvino")

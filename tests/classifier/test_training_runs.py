@@ -39,6 +39,9 @@ class StopAfter:
     def __init__(self, step: int) -> None:
         self.at = step
 
+    def note(self, line: str) -> None:
+        assert line
+
     def step(self, done: int, total: int) -> None:
         if done == self.at:
             raise KeyboardInterrupt
@@ -141,20 +144,39 @@ def test_the_held_out_share_is_never_trained_on(stripes: Dataset) -> None:
     assert result.train_sha256 == stripes.take(kept).sha256
 
 
-def test_a_network_that_does_not_fit_the_data_is_refused(stripes: Dataset) -> None:
-    """Wrong size, wrong class count, or too few images for a batch."""
+def test_what_depends_on_the_data_is_taken_from_the_data(stripes: Dataset) -> None:
+    """Whatever sizes a configuration has, the network fits; the pixel statistics are the training part's."""
     from classifier import ModelConfig, train
 
-    with pytest.raises(ValueError, match="the network takes 32x32"):
-        train(stripes, config(), ModelConfig(size=32))
-    with pytest.raises(ValueError, match="3 classes"):
-        train(stripes, config(), ModelConfig(classes=3))
-    with pytest.raises(ValueError, match="do not fill one batch"):
-        train(stripes, config(batch_size=1000), tiny())
+    network = train(stripes, config(epochs=1), replace(tiny(), size=32, classes=3)).network
+    kept = train(stripes, config(epochs=1), tiny())
+    images = stripes.images[np.setdiff1d(np.arange(640), _held(stripes))]
+    assert network.config == kept.network.config
+    assert network.config == ModelConfig(
+        widths=(4, 6, 8),
+        stem=3,
+        mean=(round(float(images.mean()), 4),),
+        std=(round(float(images.std()), 4),),
+    )
+
+
+def _held(stripes: Dataset) -> np.ndarray:
+    from classifier.data import stratified_split
+
+    return stratified_split(stripes.labels, 0.1, 5)[1]
 
 
 @pytest.mark.parametrize(
-    "fields", [{"epochs": 0}, {"batch_size": 1}, {"label_smoothing": 1.0}, {"val_fraction": -1}]
+    "fields",
+    [
+        {"epochs": 0},
+        {"batch_size": 1},
+        {"label_smoothing": 1.0},
+        {"val_fraction": -1},
+        {"patience": 0},
+        {"minutes": 1.0},
+        {"epochs": None, "minutes": 0.0},
+    ],
 )
 def test_impossible_settings_are_refused(fields: dict) -> None:
     """Before any work is done."""
@@ -176,12 +198,13 @@ def test_progress_goes_to_stderr_as_lines_or_as_a_bar(
     """A log gets one line an epoch and nothing else; a terminal gets a bar besides; stdout stays clean."""
     monkeypatch.setattr("sys.stderr", stream)
     with reporter() as report:
+        report.note("the plan")
         for step in range(1, 11):
             report.step(step, 10)
         report.epoch(EpochReport(1, 1, 0.5, 0.91, 3.0))
     line = EpochReport(1, 1, 0.5, 0.91, 3.0).line()
     assert line in stream.getvalue()
-    assert (stream.getvalue() == line + "\n") is not stream.isatty()
+    assert (stream.getvalue() == "the plan\n" + line + "\n") is not stream.isatty()
     assert capsys.readouterr().out == ""
 
 
@@ -190,3 +213,4 @@ def test_a_progress_line_tells_the_time_left() -> None:
     line = EpochReport(2, 10, 0.5, 0.91, 30.0).line()
     assert line == "epoch   2/10  loss 0.5000  val 91.00%  30.0 s  left 4.0 min"
     assert "val" not in EpochReport(2, 10, 0.5, float("nan"), 30.0).line()
+    assert "val 91.00%  tags 80.00%  " in EpochReport(2, 10, 0.5, 0.91, 30.0, 0.8).line()

@@ -290,7 +290,7 @@ def _wrong(entries: dict[str, Entry], stored: dict[str, Row], dead: dict[str, Le
     wrong = 0
     for each in entries.values():
         row, letter = stored.get(each.id), dead.get(each.id)
-        wrong += row is not None and (row.status != "ok" or row.label != each.label)
+        wrong += row is not None and (row.status == "expired" or row.label != each.label)
         wrong += letter is not None and letter.reason != each.reason
     return wrong
 

@@ -206,7 +206,7 @@ def test_of_itself_it_knows_the_workers_that_run_here(
     found = findings(run, "--self")
     assert found["worker"]["state"] == "ok"
     assert "running, couturier" in found["worker"]["detail"]
-    assert "all use fashion-cnn" in found["models"]["detail"]
+    assert "all use student" in found["models"]["detail"]
     assert {"files", "disk", "memory", "cores", "clock"} <= set(found)
     monkeypatch.setattr(doctor_self, "version", lambda _: "99.9")
     other = findings(run, "--self")["worker"]

@@ -55,7 +55,7 @@ def check(answers: Sequence[Answer | Refused | Crashed], truth: Sequence[Predict
         else:
             assert isinstance(answer, Answer)
             assert (answer.status, answer.label, answer.label_index) == (
-                "ok",
+                "abstained" if expected.abstained else "ok",
                 expected.label,
                 expected.label_index,
             )

@@ -128,7 +128,9 @@ async def test_a_row_says_where_it_comes_from(
         manifest.hash,
         "onnx",
     )
-    assert row.status == "ok"
+    (offline,) = classifier.predict([pictures[0]])
+    assert isinstance(offline, Prediction)
+    assert row.status == ("abstained" if offline.abstained else "ok")
     assert row.queue_s == pytest.approx(1.0)
     assert row.process_s > 0
     assert row.latency_s == pytest.approx(row.queue_s + row.process_s)

@@ -192,7 +192,7 @@ async def test_a_worker_says_what_it_works_with(rig: Rig) -> None:
     start = events["starting"]
     assert start["broker"] == rig.url
     assert (start["topic"], start["group"], start["sink"]) == ("images", "others", env["SINK_URL"])
-    assert str(start["model"]).startswith("fashion-cnn")
+    assert str(start["model"]).startswith("student")
     assert {"ready", "rows", "stopped"} <= set(events)
     assert events["stopped"]["done"] == 0
 

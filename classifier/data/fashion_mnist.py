@@ -11,19 +11,16 @@ The 10,000 validation images ship inside this package (MIT licence, see
 
 from __future__ import annotations
 
-import gzip
-import hashlib
 import os
-import struct
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-from .errors import DataError
+from ..errors import DataError
+from .arrays import Dataset, dataset
+from .idx import read_idx
 
 LABELS = (
     "T-shirt/top",
@@ -45,31 +42,9 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "Footwear": ("Sandal", "Sneaker", "Ankle boot"),
     "Bags": ("Bag",),
 }
-SHIPPED = Path(__file__).parent / "assets" / "fashion-mnist"
+SHIPPED = Path(__file__).parent.parent / "assets" / "fashion-mnist"
 SYSTEM = Path("/usr/share/datasets/fashion-mnist")
 UPSTREAM = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
-IDX_IMAGES, IDX_LABELS = 2051, 2049  # magic numbers: unsigned byte, 3 and 1 dimensions
-
-
-@dataclass(frozen=True, slots=True)
-class Dataset:
-    """Images with their labels.
-
-    ``images`` is (N, H, W) uint8, ``labels`` (N,) int64 indexing ``class_names``;
-    ``sha256`` identifies the content (pixels, labels, shape) in manifests.
-    """
-
-    images: NDArray[np.uint8]
-    labels: NDArray[np.int64]
-    class_names: tuple[str, ...]
-    sha256: str
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def take(self, index: NDArray[np.int64]) -> Dataset:
-        """The chosen rows, in the order of ``index``, with their own content hash."""
-        return dataset(self.images[index], self.labels[index], self.class_names)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,24 +72,6 @@ VALIDATION = Split(
     "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
     "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
 )
-
-
-def dataset(images: NDArray[np.uint8], labels: NDArray[np.int64], class_names: tuple[str, ...]) -> Dataset:
-    """Build a :class:`Dataset` and hash its content.
-
-    Raises:
-        DataError: the arrays do not fit together, or a label has no name.
-    """
-    if images.ndim != 3 or len(images) != len(labels):
-        raise DataError(f"images {images.shape} and labels {labels.shape} do not fit together")
-    if len(labels) and not (int(labels.min()) >= 0 and int(labels.max()) < len(class_names)):
-        raise DataError(
-            f"labels lie in {labels.min()}..{labels.max()}, but there are {len(class_names)} class names"
-        )
-    digest = hashlib.sha256(repr((images.shape, class_names)).encode())
-    digest.update(np.ascontiguousarray(images).data)
-    digest.update(np.ascontiguousarray(labels.astype("<i8")).data)
-    return Dataset(images, labels, class_names, digest.hexdigest())
 
 
 def training_set(path: str | os.PathLike[str] | None = None) -> Dataset:
@@ -178,65 +135,6 @@ def cache_directory() -> Path:
     """Where downloads are kept: ``$XDG_CACHE_HOME/couturier/fashion-mnist``."""
     cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return Path(cache) / "couturier" / "fashion-mnist"
-
-
-def stratified_split(
-    labels: NDArray[np.int64], fraction: float, seed: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Indices (kept, held out); every class gives the same fraction, rounded down.
-
-    Raises:
-        ValueError: ``fraction`` is outside [0, 1).
-    """
-    if not 0.0 <= fraction < 1.0:
-        raise ValueError(f"val_fraction must be in [0, 1), got {fraction}")
-    rng = np.random.default_rng(seed)
-    held: list[NDArray[np.int64]] = []
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
-        held.append(rng.permutation(members)[: int(len(members) * fraction)])
-    held_out = np.sort(np.concatenate(held)) if held else np.empty(0, np.int64)
-    kept = np.setdiff1d(np.arange(len(labels)), held_out)
-    return kept.astype(np.int64), held_out.astype(np.int64)
-
-
-def read_idx(path: Path, sha256: str | None = None) -> NDArray[np.uint8]:
-    """Read one IDX file, gzipped or plain.
-
-    Args:
-        path: the file; gzip is recognised by its first bytes, not by its name.
-        sha256: expected hash of the decompressed bytes, or None for no check.
-
-    Raises:
-        DataError: unreadable, truncated, wrong magic number, size or hash.
-    """
-    again = f"; fetch it again, or point --data at another copy of {path.name}"
-    try:
-        raw = path.read_bytes()
-        content = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: cannot be read or decompressed ({error}){again}") from error
-    if len(content) < 8:
-        raise DataError(f"{path}: not an IDX file, only {len(content)} bytes{again}")
-    (magic,) = struct.unpack(">I", content[:4])
-    if magic not in (IDX_IMAGES, IDX_LABELS):
-        raise DataError(
-            f"{path}: not an IDX file, magic number {magic}, expected {IDX_IMAGES} or {IDX_LABELS}{again}"
-        )
-    dimensions = magic & 0xFF
-    header_bytes = 4 + 4 * dimensions
-    shape = struct.unpack(f">{dimensions}I", content[4:header_bytes].ljust(4 * dimensions, b"\0"))
-    expected_bytes = header_bytes + int(np.prod(shape, dtype=np.int64))
-    if len(content) != expected_bytes:
-        raise DataError(
-            f"{path}: header says {shape}, {expected_bytes} bytes, but there are {len(content)}{again}"
-        )
-    found = hashlib.sha256(content).hexdigest()
-    if sha256 is not None and found != sha256:
-        raise DataError(
-            f"{path}: not the content of the Fashion-MNIST release: sha256 {found}, expected {sha256}{again}"
-        )
-    return np.frombuffer(content, np.uint8, offset=header_bytes).reshape(shape)
 
 
 def _load(split: Split, directory: Path) -> Dataset:
