@@ -89,7 +89,7 @@ class ExportConfig:
 def export(
     result: TrainResult,
     training: Dataset,
-    out: Path,
+    out: str | Path,
     config: ExportConfig | None = None,
     card: Dataset | None = None,
 ) -> Bundle:
@@ -107,7 +107,7 @@ def export(
         ValueError: ``training`` is not what the network was trained on.
         MissingExtra: onnx or onnxscript is not installed.
     """
-    return _Export(result, training, config or ExportConfig()).write(out, card)
+    return _Export(result, training, config or ExportConfig()).write(Path(out), card)
 
 
 class _Export:
@@ -177,7 +177,7 @@ class _Export:
     def _outputs(
         self, score: OutlierScore | None, data: Dataset, rows: NDArray[np.int64], mirror: bool = False
     ) -> tuple[Outputs, NDArray[np.float32]]:
-        """The trained network's outputs and evidence for some rows, every second one mirrored if asked for."""
+        """What the trained network says about some rows, every second one mirrored if asked for."""
         found = []
         for at in range(0, len(rows), _BLOCK):
             images = np.array(data.pixels(rows[at : at + _BLOCK]))

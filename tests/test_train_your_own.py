@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -28,17 +30,22 @@ def printed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
             program.write_text(text)
         script += f"echo '== block {number}'\n" + (text if language == "sh" else f"python {program.name}\n")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(
+    shell = subprocess.Popen(
         ["bash", "-c", script],
         cwd=directory,
         env={**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", "BROKER_URL": "", "SINK_URL": ""},
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=600,
-        check=False,
+        start_new_session=True,
     )
-    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
-    return directory, done.stdout
+    try:
+        text, errors = shell.communicate(timeout=900)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(shell.pid, signal.SIGKILL)  # the worker too, should a block fail before it is stopped
+    assert shell.returncode == 0, f"{text}\n{errors}"
+    return directory, text
 
 
 def test_every_step_of_the_guide_leaves_what_it_promises(printed: tuple[Path, str]) -> None:

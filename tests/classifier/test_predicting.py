@@ -55,7 +55,8 @@ def test_a_prediction_is_consistent_in_itself(classifier: Classifier, pngs: list
         assert (result.confidence, result.runner_up_confidence) == (ranked[0], ranked[1])
         assert LABELS[result.label_index] == result.label
         assert result.probabilities[LABELS.index(result.runner_up)] == result.runner_up_confidence
-        of_groups = {name: sum(result.probabilities[LABELS.index(each)] for each in GROUPS[name]) for name in GROUPS}
+        chances = dict(zip(LABELS, result.probabilities, strict=True))
+        of_groups = {name: sum(chances[each] for each in members) for name, members in GROUPS.items()}
         assert result.group_label == max(of_groups, key=of_groups.__getitem__)
         assert result.runner_up != result.label
 
@@ -84,9 +85,7 @@ def test_long_batches_equal_short_ones(classifier: Classifier, validation: Datas
     assert np.abs(whole - parts).max() < 1e-5
 
 
-def test_decode_and_answers_are_predict_in_two_halves(
-    classifier: Classifier, pngs: list[bytes]
-) -> None:
+def test_decode_and_answers_are_predict_in_two_halves(classifier: Classifier, pngs: list[bytes]) -> None:
     """A worker that overlaps the halves gets the same answers."""
     decoded = classifier.decode(pngs[:20])
     halves = classifier.answers(decoded.tensor)

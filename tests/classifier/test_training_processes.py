@@ -67,7 +67,7 @@ def here(script: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None
 
 def elsewhere(script: Path, *arguments: str, processes: int = 1) -> int:
     """Exit status of the script in a process of its own, or in several under torchrun."""
-    torchrun = ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--master-port=0"]
+    torchrun = ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--standalone"]
     command = [sys.executable, *(torchrun if processes > 1 else ()), str(script), *arguments]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.run(

@@ -7,11 +7,12 @@ import sys
 from pathlib import Path
 
 from ...errors import ClassifierError
-from .marketplace import write_marketplace
+from .marketplace import silhouettes, write_marketplace
 from .styles import STYLES, TAGS
 
 
 def main() -> int:
+    """Write the set and return the exit code: 1 for a failure, 2 for wrong use."""
     parser = argparse.ArgumentParser(
         prog="python -m classifier.data.patterned",
         description="Write patterned garments as a marketplace would: data.zip, data.parquet, test.parquet.",
@@ -22,16 +23,17 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--style", choices=sorted(STYLES), default="trained", help="how garments look")
     given = parser.parse_args()
+    style = STYLES[given.style]
     try:
-        write_marketplace(
-            given.out, given.rows, given.test_rows, given.seed, STYLES[given.style], report=_show
-        )
+        source = silhouettes()
+        write_marketplace(given.out, given.rows, given.test_rows, given.seed, style, source, _show)
     except (ClassifierError, ValueError) as error:
         print(f"\nerror: {error}", file=sys.stderr)
         return 2 if isinstance(error, ValueError) else 1
     tags = ",".join(TAGS)
     print(
-        f"{given.out}: {given.rows} rows in data.parquet, {given.test_rows} in test.parquet. Next:\n"
+        f"{given.out}: {given.rows} rows in data.parquet, {given.test_rows} in test.parquet,"
+        f" cut out of {len(source):,} Fashion-MNIST images. Next:\n"
         f"  couturier train {given.out}/data.parquet --images {given.out}/data.zip"
         f' --label cc3 --tags "{tags}" --out MODEL'
     )

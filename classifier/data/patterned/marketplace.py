@@ -72,7 +72,7 @@ def write_marketplace(
     if rows < 1 or test_rows < 0:
         raise ValueError(f"need rows >= 1 and test_rows >= 0, got {rows} and {test_rows}")
     import_arrow()
-    out, source = Path(directory), source or _silhouettes()
+    out, source = Path(directory), source or silhouettes()
     try:
         out.mkdir(parents=True, exist_ok=True)
         with zipfile.ZipFile(out / "data.zip", "w") as archive:
@@ -92,7 +92,7 @@ def write_marketplace(
 def garments(count: int, seed: int, style: Style, source: Dataset, test: bool = False) -> Iterator[Row]:
     """Draw ``count`` garments; those for a test never share a silhouette with the others, whatever the seed.
 
-    Row i depends on the seed and i alone, apart from its silhouette: those are used in turn,
+    Row i depends on the style, the seed and i alone, apart from its silhouette: those are used in turn,
     so that none comes twice before all of its category came once.
     """
     pools = _pools(source, test)
@@ -112,7 +112,7 @@ def garments(count: int, seed: int, style: Style, source: Dataset, test: bool = 
         yield Row(name, file.getvalue(), category, garment.color, garment.tags)
 
 
-def _silhouettes() -> Dataset:
+def silhouettes() -> Dataset:
     """The training images if they are on this machine, else the shipped ones; nothing is downloaded."""
     for _, directory in places():
         if directory.is_dir():

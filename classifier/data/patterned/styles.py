@@ -13,7 +13,7 @@ from types import MappingProxyType
 from .prints import CHECKS
 
 TAGS = ("polka dot", "floral", "checker")
-# How often each set of prints is seen. Each tag stands on 27 to 29 % of the garments. Flowers with
+# How often each set of prints is seen. Each tag stands on 26 or 27 % of the garments. Flowers with
 # dots are met twice as often as flowers with checks, as in a shop.
 PRINTS: Mapping[tuple[int, int, int], float] = MappingProxyType(
     {
