@@ -158,7 +158,7 @@ class Contestant:
         self._images, self._labels = _tensors(training)
         self._judged = [tuple(part[:JUDGED] for part in _tensors(each)) for each in (training, test)]
         self._network = recipe.build(self._pixels(self._images[:PATCHED]))
-        self._network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._network.to(memory_format=torch.channels_last)
         self._optimiser = _optimiser(recipe, self._network)
         self._loss = nn.CrossEntropyLoss(label_smoothing=0.0 if recipe.adam else 0.1)
         self._generator = torch.Generator().manual_seed(seed)

@@ -80,10 +80,14 @@ class ModelConfig:
     def fitted(
         self, classes: int, tags: int, size: int, mean: tuple[float, ...], std: tuple[float, ...]
     ) -> ModelConfig:
-        """The same architecture for other data; images of 48 px and more get a stem of stride 2."""
+        """The same architecture for other data; images of 48 px and more get a stem of stride 2.
+
+        In colour such a stem has at least 16 channels: it sees 2 x 2 x 3 values, and 8 would lose some.
+        """
         stride = max(self.stem_stride, 2 if size >= LARGE_PX else 1)
         return replace(
             self,
+            stem=max(self.stem, 16) if stride > 1 and len(mean) == 3 else self.stem,
             stem_stride=stride,
             classes=classes,
             tags=tags,

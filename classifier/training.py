@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from .batches import chunk, loss_of
 from .data import Dataset, stratified_split
@@ -25,7 +24,7 @@ from .plan import TrainConfig
 from .progress import EpochReport, Reporter, silent
 from .run import Run
 
-__all__ = ["TrainConfig", "TrainResult", "predict_logits", "run_network", "train"]
+__all__ = ["TrainConfig", "TrainResult", "run_network", "train"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,11 +109,6 @@ def run_network(network: Network, images: NDArray[np.uint8]) -> Outputs:
             pixels = images[at : at + size] if images.ndim == 4 else images[at : at + size, None]
             parts.append(network(torch.from_numpy(np.array(pixels)).to(device)))
     return Outputs(*(torch.cat(values).cpu() for values in zip(*parts, strict=True)))
-
-
-def predict_logits(network: Network, images: NDArray[np.uint8]) -> Tensor:
-    """The category logits (N, K) of :func:`run_network`."""
-    return run_network(network, images).logits
 
 
 def _hold_out(dataset: Dataset, config: TrainConfig) -> tuple[Dataset, Dataset | None]:

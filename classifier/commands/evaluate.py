@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 class Rows:
     """Which rows to judge the model on; see :func:`classifier.report.source.find_rows`."""
 
+    same: Annotated[Path | None, typer.Option("--data", help="The same as DATA.")] = None
     images: Annotated[Path | None, typer.Option(help="Folder or zip with the images of a table.")] = None
     label: Annotated[str | None, typer.Option(help="A table's category column.")] = None
     tags: Annotated[
@@ -76,7 +77,7 @@ def evaluate(
         classifier = load_classifier(model, engine)
         other = None if against is None else load_classifier(against, engine)
         with counter() as count:
-            found = find_rows(classifier.manifest, data, rows.options(), rows.split, count)
+            found = find_rows(classifier.manifest, data or rows.same, rows.options(), rows.split, count)
             study = StudyOptions(
                 limit=rows.limit,
                 against=other,

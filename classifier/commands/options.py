@@ -34,6 +34,10 @@ class DataChoice:
         float | None, typer.Option(min=0.0, max=0.5, help="Share held out to judge the result [0.1].")
     ] = None
 
+    def named(self, data: Path) -> str:
+        """How a command that knows the model names the same data."""
+        return f"{data}" if self.images is None else f"{data} --images {self.images}"
+
     def options(self, seed: int, shipped: bool) -> DataOptions:
         """For ``prepare``; ``shipped`` is Fashion-MNIST as it comes, which has its own test images."""
         from ..data import DataOptions

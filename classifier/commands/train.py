@@ -119,7 +119,7 @@ def train(
                 config, val = how.config(prepared), prepared.val
                 result = run(prepared.training, config, architecture, checkpoint, resume, report, val)
             if ranks.leads:
-                _finish(prepared, result, out, "" if data is None else str(data), as_json)
+                _finish(prepared, result, out, "" if data is None else about.named(data), as_json)
 
 
 def _finish(prepared: Prepared, result: TrainResult, out: Path, source: str, as_json: bool) -> None:

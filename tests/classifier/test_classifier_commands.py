@@ -101,7 +101,7 @@ def test_an_unknown_engine_is_wrong_use(couturier: Any) -> None:
     """Exit 2 with the choice."""
     result = couturier("evaluate", "--engine", "tpu")
     assert result.exit_code == 2
-    assert "onnx, onnx-int8, torch" in result.stderr
+    assert "onnx, onnx-int8, openvino" in result.stderr
 
 
 def test_evaluate_prints_a_table(couturier: Any) -> None:

@@ -102,9 +102,9 @@ def test_the_card_says_data_recipe_figures_and_limits(exported: Bundle, run: Any
 def test_temperature_and_thresholds_are_fitted_on_the_held_out_share(exported: Bundle, run: Any) -> None:
     """No temperature near it costs that share less, its prior included; 99 % of it pass for ordinary."""
     from classifier.metrics import fit_temperature
-    from classifier.training import predict_logits
+    from classifier.training import run_network
 
-    logits = predict_logits(run.network, run.val.images).numpy()
+    logits = run_network(run.network, run.val.images).logits.numpy()
     assert exported.manifest.temperature == pytest.approx(fit_temperature(logits, run.val.labels), abs=1e-4)
     classifier = Classifier.load(exported.directory)
     answers = classifier.answers(run.val.pixels())

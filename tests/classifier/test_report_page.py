@@ -237,9 +237,15 @@ def trained(classifier: Classifier, tmp_path: Path) -> tuple[Manifest, Path]:
     """A folder of digits, and a manifest that says it was trained on it with a split of its own."""
     folder = write_folder(tmp_path / "digits")
     options = DataOptions(size=28, seed=5, val_fraction=0.2, test_fraction=0.3)
-    facts = prepare(folder, options).facts
+    prepared = prepare(folder, options)
     labels = tuple(str(digit) for digit in range(10))
-    return replace(classifier.manifest, labels=labels, tags=(), raw={"data": facts}), folder
+    own = {
+        "labels": labels,
+        "tags": (),
+        "preprocessing": prepared.preprocessing,
+        "raw": {"data": prepared.facts},
+    }
+    return replace(classifier.manifest, **own), folder
 
 
 def test_the_training_s_own_data_are_judged_on_what_it_held_out(trained: tuple[Manifest, Path]) -> None:
