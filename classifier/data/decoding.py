@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from ..errors import DataError
 from ..images import Decoded, Preprocessing, decode
+from ..polarity import normalise_polarity
 from .options import DataOptions, Report
 from .pictures import ArrayPictures, Pictures
 from .twins import digests
@@ -70,11 +71,10 @@ def decode_rows(
         DataError: the source is damaged as a whole, or the disk is full.
     """
     shape = (len(rows), *((spec.size, spec.size) if spec.channels == 1 else spec.shape))
-    ready = Preprocessing(
-        size=spec.size
-    )  # what already decoded gray pixels of the right size have been through
-    if isinstance(pictures, ArrayPictures) and spec == ready and pictures.images.shape[1:] == shape[1:]:
+    if isinstance(pictures, ArrayPictures) and spec.channels == 1 and pictures.images.shape[1:] == shape[1:]:
+        # Gray pixels of the right size: of the preprocessing only the polarity is left to be applied.
         images = pictures.images if len(rows) == len(pictures) else pictures.images[np.asarray(rows)]
+        images = normalise_polarity(images[:, None], spec.polarity)[:, 0]
         return Pixels(images, np.asarray(rows, np.int64), digests(images), {})
     if int(np.prod(shape)) <= options.memory_bytes:
         return _fill(np.empty(shape, np.uint8), pictures, rows, spec, report)
