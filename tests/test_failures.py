@@ -140,7 +140,7 @@ MISTAKES = {
     "empty folder": Mistake("client send {tmp}/empty", ("{tmp}/empty",), 1),
     "too many images": Mistake("demo --images 20000", ("--images", "10000"), 2),
     "unknown command": Mistake("demos", ("No such command",), 2),
-    "no data set": Mistake("train {tmp}/empty", ("{tmp}/empty", "idx"), 1),
+    "no data set": Mistake("train {tmp}/empty", ("{tmp}/empty", "no PNG or JPEG file"), 1),
     "wrong data": Mistake("train {tmp}/wrong", ("{tmp}/wrong",), 1),
     "nothing sent yet": Mistake("dlq list", ("images", "couturier client send"), 69),
     "replay of what?": Mistake("dlq replay", ("--reason", "--all"), 2),

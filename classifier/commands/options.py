@@ -28,7 +28,8 @@ class DataChoice:
     size: Annotated[int | None, typer.Option(min=8, max=512, help="Side of the network's input, px.")] = None
     channels: Annotated[int | None, typer.Option(help="1 for gray, 3 for colour.")] = None
     val_fraction: Annotated[
-        float | None, typer.Option(min=0.0, max=0.5, help="Share held out for choices [0.1; without DATA 0].")
+        float | None,
+        typer.Option(min=0.0, max=0.5, help="Share held out for choices [0.1; without DATA 1/30]."),
     ] = None
     test_fraction: Annotated[
         float | None, typer.Option(min=0.0, max=0.5, help="Share held out to judge the result [0.1].")
@@ -42,7 +43,7 @@ class DataChoice:
         """For ``prepare``; ``shipped`` is Fashion-MNIST as it comes, which has its own test images."""
         from ..data import DataOptions
 
-        val = self.val_fraction if self.val_fraction is not None else 0.0 if shipped else 0.1
+        val = self.val_fraction if self.val_fraction is not None else 1 / 30 if shipped else 0.1
         return DataOptions(
             images=self.images,
             label=self.label,

@@ -55,7 +55,7 @@ def family(pid: int) -> list[int]:
 @anyio
 async def test_several_workers_share_the_work_and_end_together(rig: Rig, classifier: Classifier) -> None:
     """Ready when all are; exit 0 under load with nothing redelivered; no process is left."""
-    sent = list(FashionMnist(1_500, bad_ratio=0.01))
+    sent = list(FashionMnist(4_000, bad_ratio=0.01))
     ids = await rig.publish(sent)
     port = free_ports()
     supervisor = await rig.worker(*SUPERVISE, "--batch-size", "16", COUTURIER_HTTP_PORT=str(port))
