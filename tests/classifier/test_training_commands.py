@@ -114,11 +114,11 @@ def test_mistakes_are_explained(
 
 
 def test_options_reach_the_data_and_the_run(torch: Any) -> None:
-    """Without DATA nothing is held out for choices, with it a tenth; tags are split at commas."""
+    """Without DATA a thirtieth is held out for choices, with it a tenth; tags are split at commas."""
     from classifier.commands.options import DataChoice
 
     choice = DataChoice(tags=" polka dot, floral,", label="kind")
     assert choice.options(7, shipped=False).tags == ("polka dot", "floral")
     assert choice.options(7, shipped=False).val_fraction == 0.1
-    assert choice.options(7, shipped=True).val_fraction == 0.0
+    assert choice.options(7, shipped=True).val_fraction == 1 / 30
     assert choice.options(7, shipped=True).seed == 7
