@@ -29,10 +29,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from classifier import Bundle, Classifier, Dataset, evaluate, validation_set
-from classifier.bundle import ONNX, ONNX_INT8, SHIPPED_MODELS, WEIGHTS
-from classifier.engines import ENGINES, INT8_ENGINES
+from classifier.bundle import SHIPPED_MODELS
+from classifier.engines import ENGINES, file_of
 from classifier.errors import MissingExtra, ModelError
-from classifier.report.speed import machine
+from classifier.report.speed import latency, machine
 
 from .report import write_between_markers
 
@@ -82,7 +82,6 @@ def _measure(bundle: Bundle, data: Dataset, rounds: int, seconds: float) -> list
     manifest = bundle.manifest
     running, rows = {}, {}
     for engine in ENGINES:
-        file = WEIGHTS if engine == "torch" else ONNX_INT8 if engine in INT8_ENGINES else ONNX
         about = {"model": manifest.name, "parameters": manifest.parameter_count, "engine": engine}
         try:
             running[engine] = Classifier(bundle, engine)
@@ -91,7 +90,7 @@ def _measure(bundle: Bundle, data: Dataset, rounds: int, seconds: float) -> list
             continue
         metrics = evaluate(running[engine], data)
         interval = [metrics.accuracy_low, metrics.accuracy_high]
-        size = manifest.files[file]["bytes"]
+        size = manifest.files[file_of(engine)]["bytes"]
         rows[engine] = {**about, "bytes": size, "accuracy": metrics.accuracy, "interval": interval}
         print(f"{manifest.name} on {engine}: {metrics.accuracy:.2%}", file=sys.stderr, flush=True)
     pixels = data.pixels(slice(0, _BATCH))
@@ -99,7 +98,7 @@ def _measure(bundle: Bundle, data: Dataset, rounds: int, seconds: float) -> list
     for _ in range(rounds):
         for engine, classifier in running.items():
             found[engine].append(
-                (_rate(classifier, pixels, seconds), _latency(classifier, pixels[:1], seconds))
+                (_rate(classifier, pixels, seconds), latency(classifier, data, 1, seconds).p50_ms)
             )
     for engine, timings in found.items():
         reference = found[_REFERENCE]
@@ -122,17 +121,6 @@ def _rate(classifier: Classifier, pixels: NDArray[np.uint8], seconds: float) -> 
         classifier.outputs(pixels)
         done += len(pixels)
     return done / took
-
-
-def _latency(classifier: Classifier, pixel: NDArray[np.uint8], seconds: float) -> float:
-    """The median call with one image, in milliseconds on the clock."""
-    classifier.outputs(pixel)
-    times: list[float] = []
-    while sum(times) < seconds or len(times) < 5:
-        started = time.perf_counter()
-        classifier.outputs(pixel)
-        times.append(time.perf_counter() - started)
-    return 1e3 * median(times)
 
 
 def markdown(report: dict[str, Any]) -> str:

@@ -25,13 +25,11 @@ import argparse
 import json
 import math
 import os
-import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +39,7 @@ from torch import Tensor, nn
 
 from classifier import Dataset, training_set, validation_set
 from classifier.optim import learning_rate, set_rate
+from classifier.report.speed import machine
 
 PUBLISHED_REDUCTION = 0.9412
 JUDGED = 10_000  # of the training images, and of the test images
@@ -277,24 +276,6 @@ def summary(times: Sequence[Time]) -> dict[str, Any]:
     return found
 
 
-def machine() -> dict[str, Any]:
-    """Where and with what it ran."""
-    packages = {name: version(name) for name in ("torch", "numpy")}
-    return {
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "load": os.getloadavg()[0],
-        "python": platform.python_version(),
-        **packages,
-    }
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    return next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.machine())
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the race; 1 if a contestant never got there."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
@@ -311,7 +292,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     report = {
         "target": options.target,
         "threads": options.threads,
-        "machine": machine(),
+        "machine": {**machine(), "load": os.getloadavg()[0]},
         "runs": [asdict(each) for each in times],
         "summary": summary(times),
     }

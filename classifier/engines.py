@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from .bundle import ONNX, ONNX_INT8, Bundle
+from .bundle import ONNX, ONNX_INT8, WEIGHTS, Bundle
 from .errors import MissingExtra, ModelError
 
 if TYPE_CHECKING:
@@ -76,8 +76,13 @@ def open_engine(bundle: Bundle, name: str, threads: int, model: BodyFactory | No
         from .torch_engine import TorchEngine
 
         return TorchEngine(bundle, threads, model)
-    file = ONNX_INT8 if name in INT8_ENGINES else ONNX
+    file = file_of(name)
     return OnnxEngine(bundle, file, threads) if "onnx" in name else OpenVinoEngine(bundle, file, threads)
+
+
+def file_of(engine: str) -> str:
+    """The bundle's file that one of :data:`ENGINES` runs."""
+    return WEIGHTS if engine == "torch" else ONNX_INT8 if engine in INT8_ENGINES else ONNX
 
 
 class _GraphEngine:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import platform
 import subprocess
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +13,7 @@ from .bundle import FORMAT_VERSION
 from .calibration import Calibration, tag_entries
 from .data import GROUPS, Dataset
 from .images import Preprocessing
+from .installed import package_versions
 from .model import parameter_count
 from .training import TrainResult
 
@@ -64,7 +63,7 @@ def describe(
             "history": result.history,
             "wall_s": round(result.wall_s, 1),
             "exported_at": datetime.now(UTC).isoformat(timespec="seconds"),
-            "packages": _versions("numpy", "onnx", "onnxruntime", "onnxscript", "pillow", "torch"),
+            "packages": package_versions("numpy", "onnx", "onnxruntime", "onnxscript", "pillow", "torch"),
             "python": platform.python_version(),
             "machine": platform.machine(),
             "git": _git_state(),
@@ -88,14 +87,6 @@ def _groups(
         return wanted
     known = {name for members in GROUPS.values() for name in members} == set(names)
     return GROUPS if known else {name: (name,) for name in names}
-
-
-def _versions(*names: str) -> dict[str, str]:
-    found = {}
-    for name in names:
-        with contextlib.suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
 
 
 def _git_state() -> str | None:

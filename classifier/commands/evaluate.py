@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .common import AsJson, EngineName, Model, errors, load_classifier, wrong_use
-from .options import spread
+from .options import column_names, spread
 
 if TYPE_CHECKING:
     from ..data import DataOptions
@@ -37,7 +37,7 @@ class Rows:
         """For ``find_rows``."""
         from ..data import DataOptions
 
-        tags = tuple(name.strip() for name in self.tags.split(",") if name.strip())
+        tags = column_names(self.tags)
         return DataOptions(images=self.images, label=self.label, tags=tags, key=self.key)
 
 

@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     from ..data import DataOptions
 
 
+def column_names(text: str) -> tuple[str, ...]:
+    """The names in a text such as ``"polka dot, floral"``."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
 @dataclass(frozen=True, slots=True)
 class DataChoice:
     """What a user says about a data set; see :class:`classifier.data.DataOptions`."""
@@ -47,7 +52,7 @@ class DataChoice:
         return DataOptions(
             images=self.images,
             label=self.label,
-            tags=tuple(name.strip() for name in self.tags.split(",") if name.strip()),
+            tags=column_names(self.tags),
             groups=self.groups,
             key=self.key,
             size=self.size,

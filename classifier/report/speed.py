@@ -6,16 +6,16 @@ import os
 import platform
 import time
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..bundle import ONNX, ONNX_INT8, WEIGHTS, Bundle
+from ..bundle import Bundle
 from ..data import Dataset
-from ..engines import ENGINES, INT8_ENGINES
+from ..engines import ENGINES, file_of
 from ..errors import MissingExtra, ModelError
+from ..installed import package_versions
 from ..metrics import Labels
 from ..predict import Classifier
 from .answers import ask
@@ -80,7 +80,7 @@ def engine_costs(bundle: Bundle, data: Dataset) -> list[dict[str, Any]]:
         said = ask(classifier, part).logits.argmax(1)
         first = said if first is None else first
         known = part.labels >= 0
-        file = WEIGHTS if engine == "torch" else ONNX_INT8 if engine in INT8_ENGINES else ONNX
+        file = file_of(engine)
         found.append(
             {
                 "engine": engine,
@@ -114,15 +114,5 @@ def machine() -> dict[str, Any]:
         "threads": 1,
         "system": platform.platform(terse=True),
         "python": platform.python_version(),
-        "packages": _versions("numpy", "onnxruntime", "openvino", "pillow", "torch"),
+        "packages": package_versions("numpy", "onnxruntime", "openvino", "pillow", "torch"),
     }
-
-
-def _versions(*names: str) -> dict[str, str]:
-    found = {}
-    for name in names:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
