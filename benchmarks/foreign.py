@@ -158,7 +158,7 @@ def journey(name: str, directory: Path, extra: Sequence[str]) -> dict[str, Any]:
     return {
         "data": name,
         "images": metrics["images"],
-        "accuracy": metrics["accuracy"]["value"],
+        "accuracy": metrics["accuracy"],
         "logistic": _logistic([prepared.training, *filter(None, [prepared.val])], prepared.test),
         "served": rows,
         "train_s": wall_s,

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from .errors import MissingExtra
+from .errors import MissingExtra, ModelError
 from .model import Network, fold
 from .outliers import OutlierScore
 
@@ -50,6 +50,7 @@ def onnx_bytes(network: Network, score: OutlierScore | None = None) -> bytes:
 
     Raises:
         MissingExtra: onnx or onnxscript is not installed.
+        ModelError: a layer of a custom body has no ONNX form.
     """
     config = network.config
     served = _Served(network, score).eval()
@@ -70,7 +71,18 @@ def onnx_bytes(network: Network, score: OutlierScore | None = None) -> bytes:
             program.save(target, external_data=False)  # type: ignore[arg-type] # the stub omits file objects
     except ModuleNotFoundError as error:
         raise MissingExtra("exporting", "train", error.name) from error
+    except torch.onnx.OnnxExporterError as error:
+        raise ModelError(
+            f"this network cannot be written as ONNX ({_first_cause(error)}); replace that layer in your factory"
+        ) from error
     return _without_traces(target.getvalue())
+
+
+def _first_cause(error: BaseException) -> str:
+    """What the innermost error says, without torch's pages of advice."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def _without_traces(model: bytes) -> bytes:

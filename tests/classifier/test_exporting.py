@@ -306,3 +306,14 @@ def test_a_module_of_your_own_is_served_by_onnx_and_needs_its_factory_in_torch(
     again = Classifier.load(bundle.directory, "torch", model=body).outputs(pixels)
     np.testing.assert_allclose(found.logits, again.logits, rtol=1e-3, atol=1e-3)
     assert json.loads((bundle.directory / MANIFEST).read_text())["architecture"]["kind"] == "custom"
+
+
+def test_a_layer_that_onnx_does_not_know_is_named(torch: Any) -> None:
+    """One line instead of the exporter's pages."""
+    from classifier import ModelError
+    from classifier.model import ModelConfig, Network
+    from classifier.onnx_files import onnx_bytes
+
+    pooled = torch.nn.Sequential(torch.nn.AdaptiveMaxPool2d(3), torch.nn.Flatten())
+    with pytest.raises(ModelError, match="cannot be written as ONNX .*adaptive_max_pool2d.*factory$"):
+        onnx_bytes(Network(ModelConfig(kind="custom"), pooled))
