@@ -73,7 +73,8 @@ def onnx_bytes(network: Network, score: OutlierScore | None = None) -> bytes:
         raise MissingExtra("exporting", "train", error.name) from error
     except torch.onnx.OnnxExporterError as error:
         raise ModelError(
-            f"this network cannot be written as ONNX ({_first_cause(error)}); replace that layer in your factory"
+            f"this network cannot be written as ONNX ({_first_cause(error)}); replace that layer in your"
+            " factory"
         ) from error
     return _without_traces(target.getvalue())
 

@@ -315,5 +315,5 @@ def test_a_layer_that_onnx_does_not_know_is_named(torch: Any) -> None:
     from classifier.onnx_files import onnx_bytes
 
     pooled = torch.nn.Sequential(torch.nn.AdaptiveMaxPool2d(3), torch.nn.Flatten())
-    with pytest.raises(ModelError, match="cannot be written as ONNX .*adaptive_max_pool2d.*factory$"):
+    with pytest.raises(ModelError, match=r"cannot be written as ONNX .*adaptive_max_pool2d.*factory$"):
         onnx_bytes(Network(ModelConfig(kind="custom"), pooled))
