@@ -21,6 +21,7 @@ try:
     import classifier.cli
     import client.cli
     import client.config_cli
+    import client.gateway.cli
     import worker.cli
     import worker.doctor
     from client import exits
@@ -54,7 +55,7 @@ def application() -> typer.Typer:
     )
     app.callback()(_global_options)
     app.command()(demo)
-    for part in (worker.cli, client.cli, classifier.cli, worker.doctor):
+    for part in (worker.cli, client.cli, client.gateway.cli, classifier.cli, worker.doctor):
         part.register(app)
     client.config_cli.register(app, "worker.settings:WorkerSettings")
     return app

@@ -105,6 +105,17 @@ def spans() -> Spans | None:
     return _spans[1]
 
 
+@contextlib.contextmanager
+def step(name: str, count: int) -> Iterator[None]:
+    """Span a part of a handler's work on some messages, below the ``process`` span that is around it."""
+    made = spans()
+    if made is None:
+        yield
+        return
+    with made.step(name, count):
+        yield
+
+
 class Spans:
     """Makes the spans of this package.
 
@@ -152,6 +163,12 @@ class Spans:
         parent = self._context(messages[0].attributes) if len(batch) == 1 else None
         kind = self._trace.SpanKind.CONSUMER
         with self._span(f"process {topic}", kind, attributes, self._links(messages), parent):
+            yield
+
+    @contextlib.contextmanager
+    def step(self, name: str, count: int) -> Iterator[None]:
+        """Span a part of the handling of ``count`` messages."""
+        with self._span(name, self._trace.SpanKind.INTERNAL, {"messaging.batch.message_count": count}, []):
             yield
 
     @contextlib.contextmanager

@@ -24,6 +24,7 @@ from typing import Any
 from .errors import ModelError
 from .images import Preprocessing
 from .metrics import group_index
+from .reference import Reference
 from .uncertainty import Abstention
 
 FORMAT_VERSION = 2
@@ -63,6 +64,7 @@ class Manifest:
         parameter_count: trained values.
         metrics: per engine, the single numbers of :class:`classifier.metrics.Metrics`.
         unavailable: engine -> why this bundle does not run on it.
+        reference: its answers on images of the kind it was made for; None in bundles of earlier releases.
         hash: identifies behaviour: weights of every engine and all that turns outputs into answers.
         files: name -> {"sha256", "bytes"}.
         raw: the whole document, with provenance, facts of the data and metrics tables.
@@ -81,6 +83,7 @@ class Manifest:
     parameter_count: int
     metrics: dict[str, dict[str, float]]
     unavailable: dict[str, str]
+    reference: Reference | None
     hash: str
     files: dict[str, dict[str, Any]]
     raw: dict[str, Any]
@@ -200,7 +203,7 @@ def _parse(document: dict[str, Any]) -> Manifest:
         raise ValueError(f"temperature {temperature}")
     tags = tuple(Tag(str(tag["name"]), float(tag["threshold"])) for tag in document["tags"])
     _check_outputs(document, labels, tags)
-    abstention = document["abstention"]
+    abstention, reference = document["abstention"], document.get("reference")
     return Manifest(
         name=str(document["name"]),
         version=str(document["version"]),
@@ -215,6 +218,7 @@ def _parse(document: dict[str, Any]) -> Manifest:
         parameter_count=int(document["parameter_count"]),
         metrics=dict(document["metrics"]),
         unavailable=dict(document["unavailable"]),
+        reference=None if reference is None else Reference.from_dict(reference),
         hash=str(document["hash"]),
         files=dict(document["files"]),
         raw=document,

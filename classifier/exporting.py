@@ -37,6 +37,7 @@ from .onnx_files import int8_bytes, onnx_bytes
 from .outliers import OutlierScore, fit_outliers
 from .predict import Classifier
 from .provenance import check_data, describe
+from .reference import reference_of
 from .torch_engine import OUTLIER, network_outputs
 from .training import TrainResult
 
@@ -203,7 +204,7 @@ class _Export:
         }
 
     def _compare(self, classifiers: dict[str, Classifier]) -> None:
-        """Note how far the engines are apart; take int8 out if it is too far.
+        """Note how far the engines are apart, and what fp32 answers; take int8 out if it is too far.
 
         Raises:
             ExportRefused: an fp32 engine is not the network, or int8 fails and has to pass.
@@ -218,6 +219,9 @@ class _Export:
                 f"the engines disagree on {len(gate)} images: {'; '.join(over)}. Nothing was written;"
                 " this is a fault of the export, please report it with the architecture"
             )
+        answers, held = classifiers["onnx"].name(outputs["onnx"], images), self.result.val is not None
+        counted = reference_of(answers, gate.class_names, "held out" if held else "training")
+        self.document["reference"] = asdict(counted)
         found = {"images": len(gate), "sha256": gate.sha256, "differences": gaps, "limits": asdict(limits)}
         thresholds = np.array([tag["threshold"] for tag in self.document["tags"]])
         tag_logits = np.log(thresholds / (1 - thresholds)).astype(np.float32)
@@ -250,7 +254,9 @@ class _Export:
         count = max(_GATE_LEAST, _GATE_VALUES // (shape.channels * shape.size**2))
         count = min(_GATE_IMAGES, count)
         if self.result.val is not None:
-            return self.result.val.take(np.arange(min(count, len(self.result.val)), dtype=np.int64))
+            # A folder's images come class by class: every class has its share of them.
+            val, there = self.result.val, len(self.result.val)
+            return val.take(np.linspace(0, there, min(count, there), endpoint=False).astype(np.int64))
         first = min(self.config.calibration_images, len(self.order) // 2)
         return self.training.take(self.order[first : first + count])
 

@@ -119,7 +119,7 @@ class ModelConfig:
 
 PRESETS: dict[str, ModelConfig] = {
     "student": ModelConfig(),
-    "base": ModelConfig(widths=(32, 128, 256), stem=32),
+    "base": ModelConfig(widths=(32, 128, 256)),
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import os
 import zlib
 from collections.abc import Sequence
@@ -17,7 +18,9 @@ from .bundle import GOLDEN, Bundle, Manifest
 from .engines import INT8_ENGINES, Outputs, open_engine
 from .errors import ModelError
 from .images import Decoded, InvalidImage, decode
+from .light import light
 from .metrics import group_index, group_probabilities, sigmoid, softmax
+from .reference import BLANK_CONTRAST
 from .uncertainty import answer_sets
 
 if TYPE_CHECKING:
@@ -48,6 +51,8 @@ class Prediction:
             was exported without a held-out part.
         abstained: whether the model declines to answer.
         why: "" or why it abstains: "outlier" (no known kind of image) or "unsure".
+        brightness: mean of the pixels that the network got, gray levels of 0 to 255.
+        contrast: their standard deviation.
     """
 
     label: str
@@ -63,6 +68,13 @@ class Prediction:
     answer_set: tuple[str, ...] = ()
     abstained: bool = False
     why: str = ""
+    brightness: float = math.nan
+    contrast: float = math.nan
+
+    @property
+    def blank(self) -> bool:
+        """Whether nothing is to be seen: all pixels are nearly the same."""
+        return self.contrast < BLANK_CONTRAST
 
 
 class Classifier:
@@ -126,7 +138,7 @@ class Classifier:
         Raises:
             ValueError: wrong shape or type.
         """
-        return self.name(self.outputs(images))
+        return self.name(self.outputs(images), images)
 
     def predict_tensor(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Calibrated probabilities (N, K) for (N, channels, size, size) uint8 pixels.
@@ -156,8 +168,8 @@ class Classifier:
             return Outputs(none, none[:, :0].reshape(0, len(manifest.tags)), none[:, 0])
         return self._engine.run(images)
 
-    def name(self, outputs: Outputs) -> list[Prediction]:
-        """What :meth:`outputs` mean; of equal probabilities the first label wins."""
+    def name(self, outputs: Outputs, images: NDArray[np.uint8]) -> list[Prediction]:
+        """What :meth:`outputs` of these images mean; of equal probabilities the first label wins."""
         labels, groups = self.manifest.labels, list(self.manifest.groups)
         probabilities, of_tags = self._probabilities(outputs), sigmoid(outputs.tag_logits)
         order = np.argsort(-probabilities, axis=1, kind="stable").tolist()
@@ -165,6 +177,7 @@ class Classifier:
         rows, scores = probabilities.tolist(), outputs.outlier.tolist()
         tags, sets = self._tags(of_tags), self._sets(probabilities, order)
         reasons = self._reasons(outputs, probabilities)
+        means, spreads = light(images)
         return [
             Prediction(
                 labels[ranked[0]],
@@ -180,9 +193,20 @@ class Classifier:
                 answer_set,
                 bool(why),
                 why,
+                *shown,
             )
-            for ranked, row, group, found, chances, score, answer_set, why in zip(
-                order, rows, coarse, tags, of_tags.tolist(), scores, sets, reasons, strict=True
+            for ranked, row, group, found, chances, score, answer_set, why, *shown in zip(
+                order,
+                rows,
+                coarse,
+                tags,
+                of_tags.tolist(),
+                scores,
+                sets,
+                reasons,
+                means.tolist(),
+                spreads.tolist(),
+                strict=True,
             )
         ]
 

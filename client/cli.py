@@ -1,38 +1,21 @@
-"""The commands ``client send``, ``results`` and ``audit``."""
+"""The commands ``results`` and ``audit``, and the place where all others of this package are mounted."""
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from . import broker_cli, dlq_cli, status_cli, topics_cli
-from .broker_cli import check_flag
+from .send_cli import Group, Json, Topic, say_defaults, send
 
 if TYPE_CHECKING:
-    import asyncio
-
     from .audit import Balance
-    from .client import SendReport
     from .settings import ClientSettings
-    from .sources.base import Submission
 
 Status = Literal["ok", "abstained", "expired"]
-_DEFAULT_IMAGES = 2_000
 _TABLE_ROWS = 20
-INTERRUPTED = 130
-
-Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
-Topic = Annotated[
-    str | None, typer.Option(callback=check_flag, help="Topic of the images [COUTURIER_TOPIC, images].")
-]
-Group = Annotated[
-    str | None, typer.Option(callback=check_flag, help="Group of the workers [COUTURIER_GROUP, classifiers].")
-]
 
 
 def register(app: typer.Typer) -> None:
@@ -56,52 +39,6 @@ def check_picture(path: Path | None) -> Path | None:
     return path
 
 
-@dataclass(frozen=True, slots=True)
-class _Load:
-    """What a send publishes; ``total`` is None where it has no end."""
-
-    images: Iterable[Submission]
-    total: int | None
-    skipped: int = 0
-
-
-def send(
-    paths: Annotated[
-        list[Path] | None, typer.Argument(metavar="PATH", help="Images, folders, zips of your own.")
-    ] = None,
-    images: Annotated[
-        int | None, typer.Option(help=f"How many validation images, to 10,000 [{_DEFAULT_IMAGES:,}].")
-    ] = None,
-    rate: Annotated[float | None, typer.Option(help="Images a second; flat out when not given.")] = None,
-    bad_ratio: Annotated[float, typer.Option(help="Share of images damaged on purpose, 0 to 1.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="Decides which images, in which order.")] = 0,
-    loop: Annotated[bool, typer.Option("--loop", help="Start over until stopped.")] = False,
-    topic: Topic = None,
-    group: Group = None,
-    json: Json = False,
-) -> None:
-    """Publish Fashion-MNIST validation images, or your own files, folders and zips."""
-    import asyncio
-
-    from .display import print_report
-    from .settings import load, shared_broker_url
-
-    if paths and (images is not None or bad_ratio):
-        raise typer.BadParameter("--images and --bad-ratio are for validation images; leave out PATH...")
-    if rate is not None and not rate > 0:
-        raise typer.BadParameter(f"--rate must be above 0, not {rate:g}")
-    what = _load_of(paths or [], images, bad_ratio, seed, loop)
-    settings = load(topic=topic, group=group)
-    _say_defaults()
-    shared_broker_url()
-    report = asyncio.run(_send(settings, what, rate))
-    print_report(report, settings.topic, what.skipped, json)
-    if report.stopped:
-        raise typer.Exit(INTERRUPTED)
-    if report.refused:
-        raise typer.Exit(1)
-
-
 def results(
     limit: Annotated[
         int | None, typer.Option(help=f"Newest rows only [{_TABLE_ROWS} in a table, all as JSON].")
@@ -116,7 +53,7 @@ def results(
     from .settings import load
 
     settings = load()
-    _say_defaults()
+    say_defaults()
     if limit is not None and limit < 0:
         raise typer.BadParameter(f"--limit must not be negative, not {limit}")
     if ids and (label, status, limit) != (None, None, None):
@@ -148,50 +85,12 @@ def audit(
     from .settings import load, shared_broker_url
 
     settings = load(topic=topic, group=group)
-    _say_defaults()
+    say_defaults()
     shared_broker_url()
     found = asyncio.run(_audit(settings, ledger))
     print_balance(found, json)
     if not found.balanced:
         raise typer.Exit(1)
-
-
-def _load_of(paths: list[Path], images: int | None, bad_ratio: float, seed: int, loop: bool) -> _Load:
-    from .sources.fashion_mnist import FashionMnist
-    from .sources.files import Files
-
-    if paths:
-        files = Files(paths)
-        return _Load(_endless(files) if loop else files, None if loop else len(files), files.skipped)
-    count = _DEFAULT_IMAGES if images is None else images
-    try:
-        source = FashionMnist(count, seed, bad_ratio, loop)
-    except ValueError as error:
-        raise typer.BadParameter(f"--{error}") from None
-    return _Load(source, None if loop else count)
-
-
-def _endless(source: Iterable[Submission]) -> Iterator[Submission]:
-    while True:
-        yield from source
-
-
-async def _send(settings: ClientSettings, what: _Load, rate: float | None) -> SendReport:
-    from broker import connect, tracing
-
-    from .client import Client
-    from .display import bar
-    from .ledger import Ledger
-
-    stop = _stop_on_signals()
-    tracing.configure("couturier-client")
-    with Ledger() as ledger:
-        async with connect() as broker:
-            if settings.create:
-                await settings.ensure(broker)
-            client = Client(broker, settings.topic, ledger)
-            with bar(what.total) as progress:
-                return await client.publish(what.images, rate=rate, progress=progress, stop=stop)
 
 
 async def _audit(settings: ClientSettings, path: Path | None) -> Balance:
@@ -212,26 +111,3 @@ async def _audit(settings: ClientSettings, path: Path | None) -> Balance:
     finally:
         if ledger is not None:
             ledger.close()
-
-
-def _stop_on_signals() -> asyncio.Event:
-    """Return an event that the first Ctrl-C or SIGTERM sets; the second one ends the process."""
-    import asyncio
-
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-
-    def on_signal(number: signal.Signals) -> None:
-        stop.set()
-        loop.remove_signal_handler(number)
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, on_signal, number)
-    return stop
-
-
-def _say_defaults() -> None:
-    from .settings import embedded_note
-
-    if note := embedded_note():
-        typer.echo(note, err=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -27,6 +28,8 @@ _BATCH_BYTES = 8 * 1024 * 1024
 _FIRST_BATCH_MESSAGES = 64
 # At a given rate a batch is what is due in this time, so that the pace is even.
 _TICK_S = 0.1
+# What a slow source gives in this time is a batch: it is sent, shown, and the send can be stopped.
+_PATIENCE_S = 1.0
 _OUTAGE = RetryPolicy(base=0.1, cap=5.0)
 _TOPIC = "topic:"
 _DATABASES = ("sqlite:", "postgresql:", "postgres:")
@@ -229,7 +232,11 @@ class Client:
         return refused
 
     async def _send(self, messages: Sequence[Message]) -> dict[str, BrokerError]:
-        """Publish, however often it takes within ``outage_s``; return what can never be stored."""
+        """Publish, however often it takes within ``outage_s``; return what can never be stored.
+
+        Raises:
+            BrokerError: what kept the first message that is left out to the end.
+        """
         clock = asyncio.get_running_loop().time
         deadline = clock() + self._outage_s
         refused: dict[str, BrokerError] = {}
@@ -244,7 +251,7 @@ class Client:
                 messages = [message for message in messages if message.id in again]
                 if not messages:
                     return refused
-                problem: BrokerError = error
+                problem = error.failed[messages[0].id]  # `failed` would say that the others are stored
             except BrokerError as error:
                 if not error.retryable:
                     raise
@@ -262,11 +269,17 @@ def _submission(image: Image) -> Submission:
     return Submission(image if isinstance(image, ClassifyRequest) else ClassifyRequest(image=image))
 
 
-def _take(source: Iterator[Submission], count: int) -> list[Submission]:
-    """Take up to ``count`` images, but no more than ``_BATCH_BYTES`` and the one that goes over it."""
+def _take(
+    source: Iterator[Submission], count: int, clock: Callable[[], float] = time.monotonic
+) -> list[Submission]:
+    """Take up to ``count`` images, but no more than ``_BATCH_BYTES`` and the one that goes over it.
+
+    After ``_PATIENCE_S`` what is there is enough.
+    """
     batch: list[Submission] = []
     size_bytes = 0
-    while len(batch) < count and size_bytes < _BATCH_BYTES:
+    end = clock() + _PATIENCE_S
+    while len(batch) < count and size_bytes < _BATCH_BYTES and not (batch and clock() > end):
         try:
             batch.append(next(source))
         except StopIteration:

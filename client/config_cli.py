@@ -1,10 +1,10 @@
-"""The commands ``config show`` and ``config reference``: every variable, its value, and what follows."""
+"""The commands ``config show``, ``reference`` and ``example``: every variable, its value, what follows."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -22,7 +22,14 @@ SETTINGS = (
     "broker.settings:KafkaSettings",
     "broker.settings:PubsubSettings",
     "client.settings:ClientSettings",
+    "client.gateway.settings:GatewaySettings",
 )
+
+_DOTENV_HEAD = """\
+# Copy this file to .env and take away the # where a default does not suit. `docker compose` reads .env
+# itself and hands on what docker-compose.yml names; commands take it with
+# `uv run --env-file .env couturier ...`. Printed by `couturier config example`.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +77,11 @@ def register(app: typer.Typer, *settings: str) -> None:
     def reference() -> None:
         """Print the variables as a Markdown table."""
         typer.echo(markdown(places), nl=False)
+
+    @commands.command()
+    def example() -> None:
+        """Print the variables as a .env file in which nothing is set."""
+        typer.echo(dotenv(places), nl=False)
 
     app.add_typer(commands, name="config")
 
@@ -127,17 +139,31 @@ def variables(places: list[str], environment: Mapping[str, str]) -> list[Variabl
 
 def markdown(places: list[str]) -> str:
     """Return the table of ``docs/configuration.md``; the same on every machine."""
+    lines = ["| variable | default | read by | what it is |", "|---|---|---|---|"]
+    for each in _everywhere(places):
+        default = f"`{each.value}`" if each.value else ""
+        what = each.description + (" (secret)" if each.secret else "")
+        lines.append(f"| `{each.name}` | {default} | {', '.join(each.read_by)} | {what.replace('|', '/')} |")
+    return "\n".join(lines) + "\n"
+
+
+def dotenv(places: list[str]) -> str:
+    """Return ``.env.example``: every variable with its default, commented out; the same on every machine."""
+    lines = [_DOTENV_HEAD]
+    for each in _everywhere(places):
+        lines += [f"# {each.description.replace('`', '')}", f"#{each.name}={each.value or ''}", ""]
+    return "\n".join(lines)
+
+
+def _everywhere(places: list[str]) -> Iterator[Variable]:
+    """Yield the variables as they are where nothing is set, without this machine's directories."""
     from urllib.parse import quote
 
     from broker.settings import home
 
     here = quote(str(home().absolute()))
-    lines = ["| variable | default | read by | what it is |", "|---|---|---|---|"]
     for each in variables(places, {}):
-        default = "" if each.value is None else f"`{each.value.replace(here, '$COUTURIER_HOME')}`"
-        what = each.description + (" (secret)" if each.secret else "")
-        lines.append(f"| `{each.name}` | {default} | {', '.join(each.read_by)} | {what.replace('|', '/')} |")
-    return "\n".join(lines) + "\n"
+        yield replace(each, value=(each.value or "").replace(here, "$COUTURIER_HOME"))
 
 
 def _fields(places: list[str]) -> Iterator[tuple[str, type[BaseModel], str, FieldInfo]]:

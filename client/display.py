@@ -76,7 +76,9 @@ def looking() -> Iterator[Callable[[str, int], None]]:
         yield lambda what, count: progress.update(task, description=what, completed=count)
 
 
-def print_report(report: SendReport, topic: str, skipped: int, as_json: bool) -> None:
+def print_report(
+    report: SendReport, topic: str, skipped: int, as_json: bool, catalogue: Mapping[str, Any]
+) -> None:
     """Print what a send did.
 
     Args:
@@ -84,6 +86,7 @@ def print_report(report: SendReport, topic: str, skipped: int, as_json: bool) ->
         topic: where it went.
         skipped: files that were left out.
         as_json: for machines.
+        catalogue: what a product catalogue held, and what of it could not be sent; empty where none was.
     """
     if as_json:
         _print_json(
@@ -97,6 +100,7 @@ def print_report(report: SendReport, topic: str, skipped: int, as_json: bool) ->
                 "elapsed_s": report.elapsed_s,
                 "images_per_second": _speed(report),
                 "stopped": report.stopped,
+                **catalogue,
             }
         )
         return
@@ -106,6 +110,12 @@ def print_report(report: SendReport, topic: str, skipped: int, as_json: bool) ->
     )
     if skipped:
         print(f"skipped {skipped:,} file(s) that are no image by their name or too large")
+    if catalogue:
+        print(f"{catalogue['products']:,} product(s) read, {catalogue['without_url']:,} without an image URL")
+        for reason, count in catalogue["failures"].items():
+            print(f"could not be had, {plain(reason)}: {count:,} image(s), named on stderr")
+        if catalogue["shortened"]:
+            print(f"title or description shortened: {catalogue['shortened']:,} product(s)")
     if report.refused:
         print(f"the broker refused {len(report.refused):,} image(s):")
         for message_id, error in list(report.refused.items())[:_SHOWN]:

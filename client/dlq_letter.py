@@ -15,6 +15,8 @@ _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _AGE = re.compile(r"(\d{1,6}(?:\.\d{1,3})?)([smhdw])")
 # What a class of errors is called in front of its text.
 _CLASS = re.compile(r"[A-Za-z_][\w.]*")
+# W3C Trace Context, 3.2: version, trace id, parent id, flags.
+_TRACE = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 # Anybody may write to the topic: no count of ours has more digits.
 _MOST_DIGITS = 9
 
@@ -36,6 +38,7 @@ class Letter:
         content_type: of the body.
         size_bytes: of the body.
         data: the body, unchanged.
+        trace_id: of the trace that the message belongs to; None if it carries none.
     """
 
     message_id: str
@@ -50,6 +53,7 @@ class Letter:
     content_type: str
     size_bytes: int
     data: bytes = field(repr=False)
+    trace_id: str | None = None
 
     @property
     def identity(self) -> tuple[str, str]:
@@ -143,6 +147,7 @@ def letter_of(delivery: Delivery) -> Letter:
         content_type=message.content_type,
         size_bytes=len(message.data),
         data=message.data,
+        trace_id=trace[1] if (trace := _TRACE.fullmatch(attributes.get("traceparent", ""))) else None,
     )
 
 

@@ -203,6 +203,16 @@ class Ledger:
         """Return those of these ids that were recorded, and not refused."""
         return self._asked(" AND state != 'refused'", (), ids)
 
+    def find(self, ids: Iterable[str]) -> dict[str, Entry]:
+        """Return the entries of these messages, by id; what was never recorded is left out."""
+        source, found = iter(ids), dict[str, Entry]()
+        with guarded(self.path):
+            while chunk := list(islice(source, _IDS_AT_ONCE)):
+                marks = ", ".join("?" * len(chunk))
+                query = f"SELECT {_COLUMNS} FROM ledger WHERE message_id IN ({marks})"  # noqa: S608
+                found.update((row[0], Entry(*row)) for row in self._db.execute(query, chunk))
+        return found
+
     def sent_before(self, ids: Iterable[str], when: datetime) -> set[str]:
         """Return those of these ids that were recorded before a time, aware."""
         return self._asked(" AND sent_at < ?", (when.astimezone(UTC).isoformat(),), ids)

@@ -13,9 +13,11 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 from uuid import UUID, uuid5
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, field_validator
 
 from broker.message import Message, utc_now, uuid7
+
+from .context import context_attributes, context_names, context_problem, parse_context
 
 if TYPE_CHECKING:
     import numpy as np
@@ -50,6 +52,8 @@ class ClassifyRequest(BaseModel):
         source: who sends it, a URI reference.
         time: when it was made, aware.
         expires: nobody wants the result after this time, aware; None means always.
+        context: what else the sender wants to find beside the result, text to text, such as ``title`` and
+            ``description``; at most 40 KiB as JSON; becomes a column of the result.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -63,6 +67,14 @@ class ClassifyRequest(BaseModel):
     source: str = Field(default=SOURCE, min_length=1)
     time: AwareDatetime = Field(default_factory=utc_now)
     expires: AwareDatetime | None = None
+    context: dict[str, str] = Field(default_factory=dict)
+
+    @field_validator("context")
+    @classmethod
+    def _check_context(cls, context: dict[str, str]) -> dict[str, str]:
+        if problem := context_problem(context):
+            raise ValueError(problem)
+        return context
 
     @classmethod
     def from_pixels(cls, pixels: NDArray[np.uint8], **fields: Any) -> Self:
@@ -72,6 +84,8 @@ class ClassifyRequest(BaseModel):
     def to_message(self) -> Message:
         """Return the message that carries this request."""
         attributes = self.attributes
+        if self.context:
+            attributes = {**attributes, **context_attributes(self.context)}
         if self.expires is not None:
             attributes = {**attributes, EXPIRES: self.expires.isoformat()}
         return Message(
@@ -93,7 +107,8 @@ class ClassifyRequest(BaseModel):
         Nothing is refused: bytes that are no image are the classifier's to judge, and a deadline that
         cannot be read is no deadline.
         """
-        attributes = {name: value for name, value in message.attributes.items() if name != EXPIRES}
+        ours = {EXPIRES, *context_names(message.attributes)}
+        attributes = {name: value for name, value in message.attributes.items() if name not in ours}
         # Foreign headers may hold text that is not Unicode (lone surrogates), which validation would refuse.
         return cls.model_construct(
             image=message.data,
@@ -105,6 +120,7 @@ class ClassifyRequest(BaseModel):
             source=message.source,
             time=message.time,
             expires=expires_at(message),
+            context=parse_context(message.attributes),
         )
 
 
@@ -128,6 +144,7 @@ class ClassifyResult(BaseModel):
         process_s: seconds from received to handed to the database.
         latency_s: seconds from published to handed to the database.
         created_at: when it was handed to the database, UTC.
+        context: of the request; None where it had none, or an older worker wrote the row.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
@@ -154,6 +171,7 @@ class ClassifyResult(BaseModel):
     process_s: float
     latency_s: float
     created_at: datetime
+    context: dict[str, str] | None = None
 
     @classmethod
     def from_message(cls, message: Message) -> Self | None:
@@ -174,7 +192,8 @@ class ClassifyResult(BaseModel):
 class ResultRow(NamedTuple):
     """One row, as every sink stores it; the fields are those of ``ClassifyResult``.
 
-    A tuple, because a worker makes one for every image; ``tags`` is JSON text, ``created_at`` ISO 8601.
+    A tuple, because a worker makes one for every image; ``tags`` and ``context`` are JSON text,
+    ``created_at`` ISO 8601.
     """
 
     message_id: str
@@ -199,10 +218,12 @@ class ResultRow(NamedTuple):
     process_s: float
     latency_s: float
     created_at: str
+    context: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the columns by name, for JSON."""
-        return {**self._asdict(), "tags": json.loads(self.tags)}
+        context = None if self.context is None else json.loads(self.context)
+        return {**self._asdict(), "tags": json.loads(self.tags), "context": context}
 
     def to_message(self) -> Message:
         """Return the event that carries this row to a result topic.

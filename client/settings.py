@@ -60,6 +60,25 @@ class ClientSettings(BaseSettings):
         description="workers elsewhere that `couturier status` asks: `host:port`, separated by commas",
     )
 
+    catalogue_url: str | None = Field(
+        default=None,
+        repr=False,  # it may hold a password
+        validation_alias="CATALOGUE_URL",
+        description="the product catalogue of `couturier client send --source postgres`, `postgresql://...`",
+    )
+    catalogue_allow_hosts: str | None = Field(
+        default=None,
+        validation_alias="CATALOGUE_ALLOW_HOSTS",
+        description="hosts that its images may come from, `cdn.example.com`, separated by commas; unset:"
+        " none",
+    )
+    catalogue_allow_folders: str | None = Field(
+        default=None,
+        validation_alias="CATALOGUE_ALLOW_FOLDERS",
+        description="folders that its `file:` images have to be in, separated as in `PATH`; unset: any image"
+        " file",
+    )
+
     async def ensure(self, broker: Broker) -> None:
         """Create topic, group and the place of its dead letters where they are missing.
 

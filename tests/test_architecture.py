@@ -25,20 +25,30 @@ HOMES = {
         "client/results/sqlite.py",
         "client/ledger.py",
     },
-    "pydantic_settings": {"broker/settings.py", "client/settings.py", "worker/settings.py"},
-    "prometheus_client": {"worker/http.py", "worker/metrics.py"},
+    "pydantic_settings": {
+        "broker/settings.py",
+        "client/settings.py",
+        "client/gateway/settings.py",
+        "worker/settings.py",
+    },
+    "prometheus_client": {"client/gateway/metrics.py", "worker/http.py", "worker/metrics.py"},
     "anyio": {"broker/blocking.py", "broker/conformance"},
     "confluent_kafka": {"broker/drivers/kafka"},
+    "fastapi": {"client/gateway"},
     "fsspec": {"broker/claims.py"},
     "google": {"broker/drivers/google_pubsub"},
     "grpc": {"broker/drivers/google_pubsub"},
     "opentelemetry": {"broker/tracing.py"},
-    "psycopg": {"client/results/postgres", "worker/sinks/postgres"},
+    "psycopg": {"client/results/postgres", "client/sources/catalogue.py", "worker/sinks/postgres"},
+    "python_multipart": {"client/gateway/bodies.py"},
+    "starlette": {"client/gateway"},
+    "uvicorn": {"client/gateway/server.py"},
+    "yaml": {"client/asyncapi.py"},
 }
 # What `client` may take from `classifier`: the mock source reads the validation images.
 CLIENT_READS = {"client/sources/fashion_mnist.py"}
 # What `worker` may take from `client`.
-WORKER_READS = {"schema", "results", "errors", "workers"}
+WORKER_READS = {"schema", "context", "results", "errors", "workers"}
 MAX_FILE_LINES = 350
 MAX_FUNCTION_LINES = 60
 MAX_PARAMETERS = 9

@@ -90,6 +90,7 @@ class Crew:
         logs.mkdir(parents=True, exist_ok=True)
         environment = {**os.environ, "BROKER_URL": url, "LOG_FORMAT": "json"}
         environment.pop("BROKER_BACKEND", None)
+        environment.pop("COUTURIER_HTTP_PORT", None)  # they cannot all have the same
         if model is not None:
             environment["COUTURIER_MODEL"] = str(model)
         self._workers = [

@@ -11,6 +11,7 @@ import structlog
 
 from broker import Histogram, Unavailable
 from classifier import errors
+from classifier.reference import Reference
 
 from .blame import Trial
 from .engine_process import COMMAND, EngineOptions, EngineProcess, ProcessDied
@@ -33,7 +34,10 @@ class EngineError(Exception):
 
 
 class Answer(NamedTuple):
-    """The columns ``status`` to ``tags`` of a result row."""
+    """The columns ``status`` to ``tags`` of a result row, and what is counted beside them.
+
+    ``why``, ``brightness`` and ``blank`` are those of ``classifier.Prediction``.
+    """
 
     status: str
     label: str
@@ -43,6 +47,14 @@ class Answer(NamedTuple):
     runner_up_confidence: float
     group_label: str
     tags: str
+    why: str
+    brightness: float
+    blank: bool
+
+    @property
+    def columns(self) -> tuple[str | float, ...]:
+        """Those of a row."""
+        return self[:8]
 
 
 class Refused(NamedTuple):
@@ -74,6 +86,7 @@ class Engine:
 
     Attributes:
         model: name, version, hash and engine.
+        reference: what the model's answers should look like; None if its bundle does not say.
         restarts: processes started after the first one.
         deaths: processes that died, by how.
         seconds: of decoding and predicting a batch.
@@ -91,6 +104,7 @@ class Engine:
         self._blamed: OrderedDict[str, int] = OrderedDict()
         self._failures = 0
         self.model: tuple[str, str, str, str] = ("", "", "", "")
+        self.reference: Reference | None = None
         self.restarts = 0
         self.deaths: Counter[str] = Counter()
         self.seconds = Histogram(_SECONDS)
@@ -218,6 +232,8 @@ class Engine:
             raise kind.__new__(kind, text)  # what it says is complete; MissingExtra would say it twice
         name, version, digest, engine = process.hello["model"]
         self.model = (name, version, digest, engine)
+        reference = process.hello.get("reference")
+        self.reference = None if reference is None else Reference.from_dict(reference)
         process.on_death = self._mourn
         return process
 

@@ -21,6 +21,7 @@ import struct
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -155,7 +156,9 @@ def _start(channel: socket.socket, load: Load | None, options: Mapping[str, Any]
         _send(channel, 0, {"error": str(error), "kind": type(error).__name__})
         return None
     about = classifier.manifest
-    _send(channel, 0, {"model": [about.name, about.version, about.hash, classifier.engine]})
+    reference = None if about.reference is None else asdict(about.reference)
+    model = [about.name, about.version, about.hash, classifier.engine]
+    _send(channel, 0, {"model": model, "reference": reference})
     return classifier
 
 
@@ -209,7 +212,10 @@ def _columns(found: Prediction | InvalidImage, abstain: bool) -> tuple[str | flo
         found.runner_up,
         found.runner_up_confidence,
         found.group_label,
-        json.dumps(found.tags, ensure_ascii=False),
+        json.dumps(found.tags, ensure_ascii=False) if found.tags else "[]",
+        found.why,
+        round(found.brightness, 1),
+        found.blank,
     )
 
 

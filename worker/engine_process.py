@@ -68,7 +68,8 @@ class EngineProcess:
     """One process. Requests are answered in order; the next may be sent before the last is answered.
 
     Attributes:
-        hello: what it said first: ``{"model": [...]}``, or ``{"error": ..., "kind": ...}``.
+        hello: what it said first: ``{"model": [...], "reference": {...}}``, or
+            ``{"error": ..., "kind": ...}``.
         answered: how many requests were.
         how: how it ended; empty while it lives.
         on_death: is told how it ended, before anyone who waits for an answer.

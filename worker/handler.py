@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 import structlog
 
-from broker import Delivery, Done, Histogram, Outcome, Reject
+from broker import Delivery, Done, Histogram, Outcome, Reject, tracing
 from broker.message import utc_now
+from client.context import context_text
 from client.schema import ResultRow, expires_at
 
+from .drift import Quality
 from .engine import Answer, Crashed, Engine, Refused
 from .sinks.base import Sink, WriteReport, write_patiently
+from .sinks.timed import TimedSink
 
 log = structlog.stdlib.get_logger("worker")
 
@@ -58,14 +60,15 @@ class ImageHandler:
 
     Attributes:
         tally: what it did.
-        predictions: answers by label.
+        quality: of its answers, without labels.
+        sink: the one given, timed.
     """
 
     def __init__(self, engine: Engine, sink: Sink, worker: str, sink_deadline_s: float = 10.0) -> None:
         self.tally = Tally()
-        self.predictions: Counter[str] = Counter()
+        self.quality = Quality()
+        self.sink = TimedSink(sink)
         self._engine = engine
-        self._sink = sink
         self._worker = worker
         self._sink_deadline_s = sink_deadline_s
 
@@ -92,7 +95,8 @@ class ImageHandler:
         now = utc_now()
         due = [not _expired(each, now) for each in deliveries]
         wanted = [each.message for each, is_due in zip(deliveries, due, strict=True) if is_due]
-        found = await self._engine.predict([each.data for each in wanted], [each.id for each in wanted])
+        with tracing.step("classify", len(wanted)):
+            found = await self._engine.predict([each.data for each in wanted], [each.id for each in wanted])
         answers = iter(found)
         stored_at = utc_now()
         stamp = stored_at.isoformat()
@@ -105,7 +109,8 @@ class ImageHandler:
             else:
                 rows.append(self._row(delivery, answer, stored_at, stamp))
         if rows:
-            report = await write_patiently(self._sink, rows, self._sink_deadline_s)
+            with tracing.step("store", len(rows)):
+                report = await write_patiently(self.sink, rows, self._sink_deadline_s)
             self._count(report)
             if report.refused:
                 _blame(deliveries, outcomes, report)
@@ -113,7 +118,8 @@ class ImageHandler:
         self.tally.expired += len(due) - len(wanted)
         self.tally.invalid += sum(isinstance(each, Refused) for each in found)
         self.tally.crashed += sum(isinstance(each, Crashed) for each in found)
-        self.predictions.update(each.label for each in found if isinstance(each, Answer))
+        self.quality.use(self._engine.reference)
+        self.quality.count(each for each in found if isinstance(each, Answer))
         return outcomes
 
     def _row(self, delivery: Delivery, answer: Answer | None, stored_at: datetime, stamp: str) -> ResultRow:
@@ -124,7 +130,7 @@ class ImageHandler:
         return ResultRow._make(
             (
                 message.id,
-                *(_NO_ANSWER if answer is None else answer),
+                *(_NO_ANSWER if answer is None else answer.columns),
                 *self.model,
                 _text(message.key),
                 _text(message.source),
@@ -135,6 +141,7 @@ class ImageHandler:
                 process_s,
                 queue_s + process_s,
                 stamp,
+                context_text(message),
             )
         )
 

@@ -62,7 +62,7 @@ async def observed(
     Raises:
         ValueError: ``COUTURIER_HTTP_HOST`` and ``COUTURIER_HTTP_PORT`` cannot be listened on.
     """
-    seen = Observation(settings, watch, handler, engine, broker.capabilities.backend)
+    seen = Observation(settings, watch, handler, engine, broker.capabilities)
     server = Server(settings.http_host, settings.http_port, pages(seen))
     interval_s = settings.lag_interval_s
     if interval_s is None:

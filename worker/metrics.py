@@ -39,6 +39,8 @@ class WorkerCollector(Collector):
         """Yield every family, also those that count nothing yet."""
         yield from self._messages()
         yield from self._answers()
+        yield from self._quality()
+        yield from self._drift()
         yield from self._times()
         yield from self._state()
         yield from self._backlog()
@@ -66,8 +68,7 @@ class WorkerCollector(Collector):
         yield letters
 
     def _answers(self) -> Iterator[Metric]:
-        handler = self._seen.handler
-        tally = handler.tally
+        tally, quality = self._seen.handler.tally, self._seen.handler.quality
         rows = CounterMetricFamily(
             "couturier_rows",
             "Result rows: new, replay (there already, the same), conflict (there already, different: the "
@@ -86,9 +87,66 @@ class WorkerCollector(Collector):
         predictions = CounterMetricFamily(
             "couturier_predictions", "Predictions by class.", labels=("class_name",)
         )
-        for name, count in sorted(handler.predictions.copy().items()):
+        for name, count in sorted(quality.predictions.copy().items()):
             predictions.add_metric((name,), count)
         yield predictions
+        abstentions = CounterMetricFamily(
+            "couturier_abstentions",
+            "Predictions that the model does not stand by: outlier (no known kind of image), unsure.",
+            labels=("why",),
+        )
+        for why in ("outlier", "unsure"):
+            abstentions.add_metric((why,), quality.abstentions[why])
+        yield abstentions
+
+    def _quality(self) -> Iterator[Metric]:
+        quality = self._seen.handler.quality
+        yield _histogram(
+            "couturier_confidence", "Confidence of the predictions, calibrated, 0 to 1.", quality.confidence
+        )
+        yield _histogram(
+            "couturier_brightness",
+            "Mean pixel of an image as the model gets it, gray levels of 0 to 255.",
+            quality.brightness,
+        )
+        yield CounterMetricFamily(
+            "couturier_blank_images", "Images on which nothing is to be seen.", value=quality.blank
+        )
+
+    def _drift(self) -> Iterator[Metric]:
+        """Yield how far the newest images are from the model's reference; nothing while it is not known."""
+        psi, _, window, reference = self._seen.handler.quality.drift()
+        index = GaugeMetricFamily(
+            "couturier_drift_psi",
+            "Population stability index of the newest images against the model's reference: of the shares "
+            "of classes, confidence and brightness; above 0.2 somebody should look.",
+            labels=("of",),
+        )
+        for name, value in psi.items():
+            index.add_metric((name,), value)
+        yield index
+        for name, about, counts in (
+            ("window", "the newest images", window),
+            ("reference", "the images of the model's reference; none if it has no reference", reference),
+        ):
+            yield GaugeMetricFamily(
+                f"couturier_{name}_images", f"Number of {about}.", value=counts.images if counts else 0
+            )
+            shares = GaugeMetricFamily(
+                f"couturier_{name}_class_ratio", f"Share of a class in {about}.", labels=("class_name",)
+            )
+            rates = GaugeMetricFamily(
+                f"couturier_{name}_ratio",
+                f"Share of {about} with low_confidence (0.5 or less), blank, abstained.",
+                labels=("of",),
+            )
+            if counts and counts.images:
+                for label, count in sorted(counts.classes.items()):
+                    shares.add_metric((label,), count / counts.images)
+                for what, ratio in counts.ratios().items():
+                    rates.add_metric((what,), ratio)
+            yield shares
+            yield rates
 
     def _times(self) -> Iterator[Metric]:
         watch = self._seen.watch
@@ -101,6 +159,11 @@ class WorkerCollector(Collector):
             "couturier_inference_duration_seconds",
             "Time of one batch in the engine: decode and predict.",
             self._seen.engine.seconds,
+        )
+        yield _histogram(
+            "couturier_sink_write_duration_seconds",
+            "Time of one write of rows to the sink, where it came through.",
+            self._seen.handler.sink.seconds,
         )
         yield _histogram("couturier_batch_size", "Messages of one batch.", watch.batch_size)
         yield _histogram(
@@ -123,6 +186,11 @@ class WorkerCollector(Collector):
             "couturier_outage",
             "1 while this worker waits for a results database, dead-letter topic or broker to come back.",
             value=float(seen.watch.outage is not None),
+        )
+        yield CounterMetricFamily(
+            "couturier_sink_errors",
+            "Writes that the sink did not take; each is tried again.",
+            value=seen.handler.sink.errors,
         )
         yield CounterMetricFamily(
             "couturier_engine_restarts",
@@ -154,11 +222,12 @@ class WorkerCollector(Collector):
             number = "" if part.partition is None else str(part.partition)
             lag.add_metric((seen.settings.topic, seen.settings.group, number), part.unsettled)
         yield lag
-        drain_s = seen.backlog.drain_s
+        drain_s = seen.drain_s()
         if drain_s is not None:
             yield GaugeMetricFamily(
                 "couturier_estimated_drain_seconds",
-                "Time that the group needs for its backlog at its rate of the last minute.",
+                "Time that the group needs for its backlog at its rate of the last minute; where the broker "
+                "does not count, how long what this worker holds has waited.",
                 value=drain_s,
             )
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import version
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from broker.message import utc_now
@@ -16,7 +17,7 @@ from client.workers import FROZEN_S
 from .backlog import Backlog
 
 if TYPE_CHECKING:
-    from broker import Delivery, Held, Watch
+    from broker import Capabilities, Delivery, Held, Watch
 
     from .engine import Engine
     from .handler import ImageHandler
@@ -33,17 +34,23 @@ class Observation:
         watch: what the processing loop says of itself.
         handler: what it did.
         engine: that predicts.
-        backend: of the broker.
+        backend: what the broker promises.
     """
 
     def __init__(
-        self, settings: WorkerSettings, watch: Watch, handler: ImageHandler, engine: Engine, backend: str
+        self,
+        settings: WorkerSettings,
+        watch: Watch,
+        handler: ImageHandler,
+        engine: Engine,
+        backend: Capabilities,
     ) -> None:
         self.settings = settings
         self.watch = watch
         self.handler = handler
         self.engine = engine
-        self.backend = backend
+        self.backend = backend.backend
+        self._counts = backend.counts
         self.backlog = Backlog()
         self.version = version("couturier")
         self.pid = os.getpid()
@@ -119,15 +126,39 @@ class Observation:
                 "crashes": self.engine.crashes,
             },
             "model": {"name": name, "version": model_version, "sha256": model_hash, "engine": engine},
-            "drain_s": self.backlog.drain_s,
+            "drift": self._drift(),
+            "drain_s": self.drain_s(),
             "lag": [asdict(each) for each in self.backlog.parts()],
         }
 
+    def _drift(self) -> Mapping[str, Any]:
+        psi, why_not, window, reference = self.handler.quality.drift()
+        return {
+            "psi": psi,
+            "why_not": why_not,
+            "images": window.images,
+            "ratios": window.ratios(),
+            "reference": None if reference is None else reference.ratios(),
+        }
+
+    def drain_s(self) -> float | None:
+        """Return what the group needs for what lies before it at its present pace, seconds; None: not known.
+
+        Where the broker does not count (Pub/Sub): how long ago the messages held here were published. In a
+        queue served in its order, that is how long the last one of it will wait if it goes on as it came.
+        The median, because one retry of an old message is no backlog.
+        """
+        if self._counts:
+            return self.backlog.drain_s
+        return max(0.0, median(self._ages_s() or [0.0]))
+
     def oldest_age_s(self) -> float:
         """Return how long ago the oldest message that is held was published, seconds; 0 when none is."""
+        return max(self._ages_s(), default=0.0)
+
+    def _ages_s(self) -> list[float]:
         now = utc_now()
-        ages = ((now - each.message.time).total_seconds() for each in list(self.watch.held))
-        return max(ages, default=0.0)
+        return [(now - each.message.time).total_seconds() for each in list(self.watch.held)]
 
 
 def _place(delivery: Delivery, held: Held, now: float) -> Mapping[str, Any]:

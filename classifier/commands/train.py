@@ -45,6 +45,10 @@ class TrainingChoice:
     flip: Annotated[
         bool | None, typer.Option("--flip/--no-flip", help="Mirror images [Fashion-MNIST only].")
     ] = None
+    erase: Annotated[
+        float | None,
+        typer.Option(min=0.0, max=1.0, help="Share of images that lose a rectangle in training [0.25]."),
+    ] = None
     weights: Annotated[
         str, typer.Option(help="Where the body starts: auto, none, or a .safetensors or .pth file.")
     ] = "auto"
@@ -56,7 +60,11 @@ class TrainingChoice:
 
         from ..plan import TrainConfig, default_augment
 
-        augment = None if self.flip is None else replace(default_augment(prepared.training), flip=self.flip)
+        augment = default_augment(prepared.training)
+        if self.flip is not None:
+            augment = replace(augment, flip=self.flip)
+        if self.erase is not None:
+            augment = replace(augment, erase_probability=self.erase)
         return TrainConfig(
             epochs=self.epochs,
             minutes=self.minutes,

@@ -16,7 +16,7 @@ from broker.drivers.options import public_url
 
 from ..errors import StoreError, StoreUnavailable
 from ..schema import ResultRow
-from .table import COLUMNS, NAMES, ResultsMissing, check_columns, check_version, chunks
+from .table import COLUMNS, ResultsMissing, check_columns, check_version, chunks, readable
 
 if TYPE_CHECKING:
     import psycopg
@@ -37,10 +37,14 @@ TYPES = {
     "process_s": "double precision",
     "latency_s": "double precision",
     "created_at": "timestamptz",
+    "context": "jsonb",
 }
+# Text on the way in and on the way out.
+JSON = ("tags", "context")
 _OPTIONAL = {
     *("label", "label_index", "confidence", "runner_up", "runner_up_confidence", "group_label"),
     *("model", "model_version", "model_hash", "engine", "key", "subject"),
+    "context",
 }
 _TABLE = ",\n".join(
     f'    "{name}" {TYPES.get(name, "text")}'
@@ -59,6 +63,7 @@ STEPS = (
         "CREATE INDEX IF NOT EXISTS results_created_at ON results (created_at)",
         "CREATE TABLE IF NOT EXISTS results_state (name text PRIMARY KEY, value text NOT NULL)",
     ),
+    ("ALTER TABLE results ADD COLUMN IF NOT EXISTS context jsonb",),
 )
 SET_REVISION = (
     "INSERT INTO results_state VALUES ('revision', '{}')"
@@ -72,7 +77,6 @@ READ_COLUMNS = (
     "SELECT attname FROM pg_attribute"
     " WHERE attrelid = to_regclass('results') AND attnum > 0 AND NOT attisdropped"
 )
-_READ = NAMES.replace('"tags"', '"tags"::text')
 # What the server or libpq say about a login that will not work the next time either. libpq tells no SQLSTATE.
 # Source: PostgreSQL 15, src/backend/libpq/auth.c, src/backend/utils/init/postinit.c, libpq's fe-connect.c.
 _HOPELESS = re.compile(
@@ -115,6 +119,7 @@ def login(url: str, session: Mapping[str, str], origin: str = "SINK_URL") -> dic
     return {
         "connect_timeout": int(CONNECT_S),
         "application_name": "couturier",
+        "client_encoding": "UTF8",  # psycopg gives names as bytes where the database has SQL_ASCII
         "keepalives_idle": 10,
         "keepalives_interval": 5,
         "keepalives_count": 3,
@@ -133,6 +138,13 @@ def login_problem(error: Exception, url: str, origin: str = "SINK_URL") -> Excep
         return ValueError(f"{where}: {detail}; check user, password and database of {origin}")
     detail = detail.partition(" Is the server running")[0]
     return StoreUnavailable(f"{where} cannot be reached: {detail}; is PostgreSQL running there?")
+
+
+def cast(names: str, kind: str) -> str:
+    """Return a list of columns with those that hold JSON cast to a type: ``text`` or ``jsonb``."""
+    for name in JSON:
+        names = names.replace(f'"{name}"', f'"{name}"::{kind}') if f' AS "{name}"' not in names else names
+    return names
 
 
 def ddl() -> str:
@@ -230,7 +242,8 @@ class PostgresReader:
             where = f"WHERE {' AND '.join(text for text, _ in parts)}" if parts else ""
             page_size = _PAGE if left is None else min(_PAGE, left)
             page = self._read(
-                f"SELECT {_READ} FROM results {where} ORDER BY created_at DESC, message_id DESC LIMIT %s",  # noqa: S608
+                f"SELECT {self._columns} FROM results {where}"  # noqa: S608 - constants
+                " ORDER BY created_at DESC, message_id DESC LIMIT %s",
                 (*(value for _, values in parts for value in values), page_size),
             )
             if not page:
@@ -242,7 +255,7 @@ class PostgresReader:
 
     def find(self, ids: Iterable[str]) -> Iterator[ResultRow]:
         """Yield the rows of these messages, in no particular order; what has no row is left out."""
-        query = f"SELECT {_READ} FROM results WHERE message_id = ANY(%s)"  # noqa: S608 - constants
+        query = f"SELECT {self._columns} FROM results WHERE message_id = ANY(%s)"  # noqa: S608 - constants
         for chunk in chunks(ids, _IDS_AT_ONCE):
             # An id that holds NUL has no row, and may not even be asked for.
             yield from map(_row, self._read(query, ([each for each in chunk if "\0" not in each],)))
@@ -260,7 +273,9 @@ class PostgresReader:
             raise ResultsMissing(
                 f"{self._place} holds no results yet; results appear once a worker runs: `couturier worker`"
             )
-        check_columns({name for (name,) in self._read(READ_COLUMNS)}, self._place)
+        names = {name for (name,) in self._read(READ_COLUMNS)}
+        check_columns(names, self._place)
+        self._columns = cast(readable(names), "text")
         if schema is not None:
             check_version(self._read(READ_VERSION)[0][0], self._place)
 

@@ -24,6 +24,7 @@ from .table import (
     chunks,
     firsts,
     judge,
+    readable,
 )
 
 # SQLite takes at least 999 parameters in one statement, whatever it was built with.
@@ -62,6 +63,7 @@ _STEPS = (
         "CREATE INDEX IF NOT EXISTS results_created_at ON results (created_at)",
         "CREATE TABLE IF NOT EXISTS results_state (name TEXT PRIMARY KEY NOT NULL, value TEXT NOT NULL)",
     ),
+    ("ALTER TABLE results ADD COLUMN context TEXT",),
 )
 _NOTE = (
     "INSERT INTO results_state VALUES (?, ?) ON CONFLICT (name)"
@@ -178,7 +180,7 @@ class ResultsReader:
             with guarded(path):
                 if self._db.execute("SELECT 1 FROM sqlite_master").fetchone() is None:
                     raise ResultsMissing(f"{path} holds no results yet; {_NEXT_STEP}")
-                _check(self._db, path)
+                self._columns = readable(_check(self._db, path))
         except BaseException:
             self._db.close()
             raise
@@ -227,7 +229,7 @@ class ResultsReader:
         given = {"label": label, "status": status}
         parts = [f"{name} = :{name}" for name, value in given.items() if value is not None]
         where = f"WHERE {' AND '.join(parts)}" if parts else ""
-        query = f"SELECT {NAMES} FROM results {where} ORDER BY rowid DESC LIMIT :limit"  # noqa: S608
+        query = f"SELECT {self._columns} FROM results {where} ORDER BY rowid DESC LIMIT :limit"  # noqa: S608
         for row in self._read(query, {**given, "limit": -1 if limit is None else limit}):
             yield ResultRow(*row)
 
@@ -235,7 +237,7 @@ class ResultsReader:
         """Yield the rows of these messages, in no particular order; what has no row is left out."""
         for chunk in chunks(ids, _IDS_AT_ONCE):
             marks = ", ".join("?" * len(chunk))
-            query = f"SELECT {NAMES} FROM results WHERE message_id IN ({marks})"  # noqa: S608
+            query = f"SELECT {self._columns} FROM results WHERE message_id IN ({marks})"  # noqa: S608
             for row in self._read(query, chunk):
                 yield ResultRow(*row)
 
@@ -270,12 +272,15 @@ def _apply(db: sqlite3.Connection, step: int) -> None:
         db.execute(statement)
 
 
-def _check(db: sqlite3.Connection, path: Path) -> None:
-    check_columns({row[1] for row in db.execute("PRAGMA table_info(results)")}, str(path))
+def _check(db: sqlite3.Connection, path: Path) -> set[str]:
+    """Return the columns of the table, which has to be ours."""
+    names = {row[1] for row in db.execute("PRAGMA table_info(results)")}
+    check_columns(names, str(path))
     if not _has(db, "results_schema"):
         raise StoreError(f"{path} holds a table of results, but not its version; name another file")
     (version,) = db.execute("SELECT max(version) FROM results_schema").fetchone()
     check_version(version or 0, str(path))
+    return names
 
 
 def _state(db: sqlite3.Connection, name: str) -> str | None:

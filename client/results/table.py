@@ -21,7 +21,9 @@ from ..schema import ResultRow
 COLUMNS = ResultRow._fields
 NAMES = ", ".join(f'"{name}"' for name in COLUMNS)
 VERSION = 1
-REVISION = 2
+REVISION = 3
+# Columns that a revision added: a table that only older workers, or an administrator, have seen lacks them.
+ADDED = frozenset({"context"})
 
 # What has to be equal for two rows of one id to say the same.
 Content = tuple[str | None, str | None]
@@ -149,9 +151,14 @@ def check_columns(names: set[str], place: str) -> None:
     Raises:
         StoreError: columns are lacking.
     """
-    if not names >= set(COLUMNS):
-        lacking = ", ".join(sorted(set(COLUMNS) - names))
+    lacking = ", ".join(sorted(set(COLUMNS) - ADDED - names))
+    if lacking:
         raise StoreError(f"{place} holds no results of couturier (lacking: {lacking}); name another one")
+
+
+def readable(names: set[str]) -> str:
+    """Return what to select from a table with these columns; what it lacks reads as NULL."""
+    return ", ".join(f'"{name}"' if name in names else f'NULL AS "{name}"' for name in COLUMNS)
 
 
 def chunks(ids: Iterable[str], size: int) -> Iterator[list[str]]:

@@ -121,7 +121,7 @@ def test_threads_may_share_a_classifier(classifier: Classifier, pngs: list[bytes
 def test_of_equal_probabilities_the_first_label_wins(classifier: Classifier) -> None:
     """Ties are broken by rule, so every engine breaks them alike."""
     equal = Outputs(np.zeros((1, 10), np.float32), np.empty((1, 0), np.float32), np.zeros(1, np.float32))
-    (result,) = classifier.name(equal)
+    (result,) = classifier.name(equal, np.zeros((1, 1, 28, 28), np.uint8))
     assert (result.label_index, result.runner_up) == (0, LABELS[1])
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from dead_letters import DEAD, GROUP, TOPIC, bury, found, kill, process, waiting
 
-from broker import OPERATORS, Broker, Message, Subscription, connect
+from broker import OPERATORS, Broker, Delivery, Message, Subscription, connect
 from client import dlq_removal
 from client.dlq import (
     Choice,
@@ -25,6 +25,7 @@ from client.dlq import (
     purged_topic,
     replay,
 )
+from client.dlq_letter import letter_of
 from client.errors import ReplayIncomplete
 
 pytestmark = pytest.mark.anyio
@@ -43,6 +44,20 @@ def letter(error: str = "", failed_at: datetime | str = NOW) -> Letter:
     """A letter that says when it failed and why."""
     when = failed_at if isinstance(failed_at, str) else failed_at.isoformat()
     return Letter("m", "bad-image", "decode", 1, error, TOPIC, when, 0, None, "image/png", 0, b"")
+
+
+@pytest.mark.parametrize(
+    ("parent", "trace_id"),
+    [
+        ("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "0af7651916cd43dd8448eb211c80319c"),
+        ("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01\x1b[2J", None),
+        ("", None),
+    ],
+)
+def test_a_letter_names_the_trace_of_its_message(parent: str, trace_id: str | None) -> None:
+    """Only what is one: anybody may write the attribute."""
+    message = Message(data=b"", attributes={"traceparent": parent})
+    assert letter_of(Delivery(message, DEAD, 1, NOW)).trace_id == trace_id
 
 
 async def test_letters_say_what_happened_and_looking_changes_nothing(broker: Broker) -> None:

@@ -106,6 +106,21 @@ async def test_what_the_broker_refuses_is_reported_and_the_rest_goes_on(ledger: 
     assert ledger.ids(TOPIC, "confirmed") == {"61", "62"}
 
 
+async def test_giving_up_never_says_that_the_others_are_stored() -> None:
+    """A refusal in the first round and an outage to the end: an outage, not a list of the few that failed."""
+
+    class Splitting(Broker):
+        async def publish(self, topic: str, messages: Sequence[Message]) -> list[Receipt]:
+            why = {each.id: Unavailable("away") for each in messages}
+            why[messages[0].id] = NotFound("never")
+            raise PublishError(why)
+
+    async with Splitting(memory()._driver) as broker:
+        await broker.ensure(TOPIC, GROUP)
+        with pytest.raises(Unavailable, match="away"):
+            await Client(broker, TOPIC, outage_s=0.0).submit([b"x", b"y", b"z"])
+
+
 async def test_an_unknown_topic_is_an_error_at_once() -> None:
     """Nothing is retried that cannot work."""
     async with memory() as broker:

@@ -39,6 +39,7 @@ COLUMNS = [
     "process_s",
     "latency_s",
     "created_at",
+    "context",
 ]
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from client import StoreError
-from client.results import COLUMNS, ResultsReader, ResultsWriter, WriteReport
+from client.results import ResultsReader, ResultsWriter, WriteReport
 from client.schema import ResultRow
 
 Row = Callable[..., ResultRow]
@@ -30,9 +30,14 @@ CREATE TABLE IF NOT EXISTS results (
 CREATE TABLE IF NOT EXISTS results_schema (version INTEGER PRIMARY KEY);
 INSERT INTO results_schema SELECT 1 WHERE NOT EXISTS (SELECT 1 FROM results_schema)
 """
-NAMES = ", ".join(f'"{name}"' for name in COLUMNS)
+FIRST_COLUMNS = (
+    *("message_id", "status", "label", "label_index", "confidence", "runner_up", "runner_up_confidence"),
+    *("group_label", "tags", "model", "model_version", "model_hash", "engine", "key", "source", "subject"),
+    *("attempt", "worker", "queue_s", "process_s", "latency_s", "created_at"),
+)
+NAMES = ", ".join(f'"{name}"' for name in FIRST_COLUMNS)
 FIRST_INSERT = (
-    f"INSERT INTO results ({NAMES}) VALUES ({', '.join('?' * len(COLUMNS))})"
+    f"INSERT INTO results ({NAMES}) VALUES ({', '.join('?' * len(FIRST_COLUMNS))})"
     " ON CONFLICT (message_id) DO NOTHING"
 )
 
@@ -48,9 +53,14 @@ def open_as_first(path: Path) -> sqlite3.Connection:
     db.execute("PRAGMA journal_mode = WAL").fetchone()
     for statement in FIRST_DDL.split(";"):
         db.execute(statement)
-    assert {each[1] for each in db.execute("PRAGMA table_info(results)")} >= set(COLUMNS)
+    assert {each[1] for each in db.execute("PRAGMA table_info(results)")} >= set(FIRST_COLUMNS)
     assert db.execute("SELECT max(version) FROM results_schema").fetchone() == (1,)
     return db
+
+
+def first(row: ResultRow) -> tuple[object, ...]:
+    """The values that the first version wrote."""
+    return tuple(getattr(row, name) for name in FIRST_COLUMNS)
 
 
 def revision(path: Path) -> str:
@@ -61,28 +71,32 @@ def revision(path: Path) -> str:
 def test_a_file_of_the_first_version_grows_and_serves_both(path: Path, row: Row) -> None:
     """An old worker writes before, meanwhile, and after a restart of its own."""
     with closing(open_as_first(path)) as old:
-        old.execute(FIRST_INSERT, row("before"))
+        old.execute(FIRST_INSERT, first(row("before")))
         with ResultsReader(path) as reader:
             assert reader.kept_since() is None
-            assert reader.count() == 1
+            assert list(reader.rows()) == [row("before")]  # without the column of today
         writer = ResultsWriter(path)
-        assert writer.write([row("before"), row("new")]) == WriteReport(new=1, identical=1)
-        old.execute(FIRST_INSERT, row("meanwhile"))
+        rows = [row("before"), row("new", context='{"title": "Coat"}')]
+        assert writer.write(rows) == WriteReport(new=1, identical=1)
+        old.execute(FIRST_INSERT, first(row("meanwhile")))
     with closing(open_as_first(path)) as old:
-        old.execute(FIRST_INSERT, row("after"))
+        old.execute(FIRST_INSERT, first(row("after")))
     assert writer.write([row("after"), row("meanwhile")]) == WriteReport(identical=2)
     writer.close()
-    assert revision(path) == "2"
+    assert revision(path) == "3"
     with ResultsReader(path) as reader:
         assert set(reader.ids()) == {"before", "new", "meanwhile", "after"}
         assert reader.statuses() == {"ok": 4}
+        (new,) = reader.find(["new"])
+        assert new.result().context == {"title": "Coat"}
+        assert {each.context for each in reader.find(["before", "meanwhile", "after"])} == {None}
 
 
 def test_a_new_file_serves_the_first_version(path: Path, row: Row) -> None:
     """It opens it and writes."""
     ResultsWriter(path).close()
     with closing(open_as_first(path)) as old:
-        assert old.execute(FIRST_INSERT, row("a")).rowcount == 1
+        assert old.execute(FIRST_INSERT, first(row("a"))).rowcount == 1
 
 
 def test_a_file_of_a_newer_version_is_left_as_it_is(path: Path, row: Row) -> None:

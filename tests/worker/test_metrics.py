@@ -172,6 +172,13 @@ async def test_counters_equal_the_books(
     again = Counter({name: int(count) for name, count in predicted(now).items()})
     assert sum((again - labels).values()) == 6
     assert not labels - again
+    for name in ("confidence", "brightness"):
+        assert value(now, f"couturier_{name}_count") == sum(again.values())
+    assert value(now, "couturier_window_images") == sum(again.values())
+    abstained = sum(value(now, "couturier_abstentions_total", why=why) for why in ("outlier", "unsure"))
+    assert abstained - statuses.get("abstained", 0) in range(7)  # of those that came again
+    assert value(now, "couturier_sink_write_duration_seconds_count") > 0
+    assert value(now, "couturier_sink_errors_total") == 0
     assert value(now, "couturier_batch_size_sum") == sum(flaky.calls.values())
     assert value(now, "couturier_in_flight_messages") == 0
     assert value(now, "couturier_outage") == 0
@@ -229,6 +236,8 @@ async def test_histograms_and_facts_read_as_prometheus_expects(
     assert value(before, "couturier_oldest_message_age_seconds") > 0
     assert status["oldest_held"]["stage"] == "handling"
     assert status["held"] >= 16
+    assert (status["drift"]["images"], status["drift"]["psi"]) == (0, {})
+    assert status["drift"]["why_not"]
     assert ("couturier_estimated_drain_seconds", frozenset()) not in before
     for name in ("process_duration_seconds", "inference_duration_seconds", "batch_size"):
         full = f"couturier_{name}"

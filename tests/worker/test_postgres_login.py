@@ -212,7 +212,7 @@ async def test_workers_that_start_together_make_one_table(url: str) -> None:
     reports = await asyncio.gather(*(each.write([row("a")]) for each in sinks))
     assert sum(each.new for each in reports) == 1
     await asyncio.gather(*(each.aclose() for each in sinks))
-    assert _state(url) == (1, "2", True, 1)
+    assert _state(url) == (1, "3", True, 1)
 
 
 # What the first version of couturier made and wrote; kept as it was, whatever the code does now.
@@ -244,7 +244,7 @@ async def test_an_old_table_grows_under_old_and_new_workers(
     await asyncio.gather(*(each.open() for each in sinks))
     assert (await sinks[0].write([row("new")])).new == 1
     await asyncio.gather(*(each.aclose() for each in sinks))
-    assert _state(url) == (1, "2", True, 2)
+    assert _state(url) == (1, "3", True, 2)
     postgres_service.sql(FIRST_INSERT.replace("'old'", "'older'"), url)
     with open_results(url) as results:
         assert set(results.ids()) == {"old", "older", "new"}
@@ -265,3 +265,14 @@ async def test_a_table_of_a_newer_couturier_is_left_as_it_is(
     assert _state(url) == (1, "9", True, 1)
     with open_results(url) as results:
         assert [each.message_id for each in results.rows()] == ["a"]
+
+
+async def test_a_database_without_an_encoding_is_refused(postgres_service: PostgresService, url: str) -> None:
+    """SQL_ASCII, what initdb makes under the locale C of old images: the error says how to make another."""
+    ascii_url = f"{url}_ascii"
+    postgres_service.sql(
+        f"CREATE DATABASE {urlsplit(ascii_url).path[1:]}"
+        " ENCODING 'SQL_ASCII' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0"
+    )
+    with pytest.raises(StoreError, match=r"SQL_ASCII.*createdb --encoding UTF8"):
+        await PostgresSink(ascii_url).open()

@@ -83,7 +83,9 @@ async def test_an_engine_that_is_killed_under_load_costs_nothing_but_time(
     assert {each: row.label for each, row in rows.items()} == truth
     assert {row.attempt for row in rows.values()} == {1}
     assert set((await rig.letters()).values()) <= {"invalid-image"}
-    assert rig.log_of(worker).count('"event": "the engine died"') == 5
+    # Rows of the batch before may come while the next engine starts: then that is the victim.
+    deaths = [rig.log_of(worker).count(f'"event": "the engine {how}"') for how in ("died", "does not start")]
+    assert sum(deaths) == 5
 
 
 async def test_a_hanging_engine_does_not_hold_up_the_end(rig: Rig, pictures: list[bytes]) -> None:

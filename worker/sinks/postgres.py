@@ -16,7 +16,7 @@ from client.errors import StoreError, StoreUnavailable
 from client.results import COLUMNS
 from client.results import postgres as table
 from client.results.table import (
-    NAMES,
+    ADDED,
     REVISION,
     Content,
     check_columns,
@@ -44,13 +44,7 @@ _MIGRATION_LOCK = 0x636F7574_75726965
 # All rows in one parameter: text that the client library need not take apart column by column, and that the
 # server refuses row by row, for NUL as for half a surrogate.
 _FIELDS = ", ".join(
-    f'"{name}" {"text" if name == "tags" else table.TYPES.get(name, "text")}' for name in COLUMNS
-)
-_VALUES = NAMES.replace('"tags"', '"tags"::jsonb')
-_INSERT = (
-    f"INSERT INTO results ({NAMES}) SELECT {_VALUES}"  # noqa: S608 - constants
-    f" FROM json_to_recordset(%s) AS rows ({_FIELDS})"
-    " ON CONFLICT (message_id) DO NOTHING RETURNING message_id"
+    f'"{name}" {"text" if name in table.JSON else table.TYPES.get(name, "text")}' for name in COLUMNS
 )
 _STORED = "SELECT message_id, label, model_hash FROM results WHERE message_id = ANY(%s)"
 _NOTE = (
@@ -83,6 +77,7 @@ class PostgresSink:
         self._place = public_url(url)
         self._opening_s = opening_s
         self._pool = Pool(url, statement_s)
+        self._statement = _insert(COLUMNS)
 
     async def open(self) -> None:
         """Connect, create what is missing, and try the statement that writes.
@@ -150,7 +145,7 @@ class PostgresSink:
         while parts:
             part = parts.pop()
             try:
-                new.update(each for (each,) in await self._pool.run(_INSERT, (_json(part),)))
+                new.update(each for (each,) in await self._pool.run(self._statement, (_json(part),)))
             except (Error, ValueError, TypeError) as error:
                 # What JSON cannot say never reached the server.
                 why = refusal(error) if isinstance(error, Error) else f"{type(error).__name__}: {error}"
@@ -185,7 +180,20 @@ class PostgresSink:
                 if revision == 0:
                     raise
                 log.warning("the results table is kept as it is", sink=self._place, reason=_detail(error))
-        await self._pool.run(_INSERT, ("[]",))
+        await self._fit()
+        await self._pool.run(self._statement, ("[]",))
+
+    async def _fit(self) -> None:
+        """Leave out what the table has no column for, where this user may not add it."""
+        there = {name for (name,) in await self._pool.run(table.READ_COLUMNS)}
+        if lacking := ADDED - there:
+            log.warning(
+                "columns are left out until the owner of the table adds them:"
+                " `python -m client.results.postgres | psql URL`, then start the workers again",
+                sink=self._place,
+                columns=sorted(lacking),
+            )
+        self._statement = _insert([name for name in COLUMNS if name not in lacking])
 
     async def _migrate(self, session: Session) -> None:
         """Apply the steps that are lacking; one worker at a time."""
@@ -204,8 +212,13 @@ class PostgresSink:
         """Return how many steps are applied.
 
         Raises:
-            StoreError: the table is somebody else's, or of a later version.
+            StoreError: the table is somebody else's, or of a later version, or the database knows ASCII only.
         """
+        if (await session.run("SELECT current_setting('server_encoding')"))[0][0] == "SQL_ASCII":
+            raise StoreError(
+                f"SINK_URL={self._place!r}: the encoding of this database is SQL_ASCII, which cannot keep"
+                " every label; make one with `createdb --encoding UTF8 --template template0 NAME`"
+            )
         results, schema, state = (await session.run(table.LOOK))[0]
         if results is None:
             return 0
@@ -231,6 +244,15 @@ class PostgresSink:
                 " `python -m client.results.postgres` prints how"
             )
         return StoreUnavailable(f"SINK_URL={self._place!r}: {_detail(error)}")
+
+
+def _insert(columns: Sequence[str]) -> str:
+    names = ", ".join(f'"{name}"' for name in columns)
+    return (
+        f"INSERT INTO results ({names}) SELECT {table.cast(names, 'jsonb')}"  # noqa: S608 - constants
+        f" FROM json_to_recordset(%s) AS rows ({_FIELDS})"
+        " ON CONFLICT (message_id) DO NOTHING RETURNING message_id"
+    )
 
 
 def _json(rows: Sequence[ResultRow]) -> str:
