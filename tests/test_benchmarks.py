@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import broker
+from benchmarks import broker, drift, scaling
 from benchmarks.measure import Job, Stopwatch
 from benchmarks.report import Measurement, summary, write_between_markers
 
@@ -31,6 +31,33 @@ def test_the_broker_benchmark_runs_and_counts(tmp_path: Path, capsys: pytest.Cap
     assert "| ours |" in text
     assert "old" not in text
     assert "| ours |" in capsys.readouterr().out
+
+
+def test_the_scaling_benchmark_counts_what_the_workers_acked(tmp_path: Path) -> None:
+    """Two workers of processes of their own: their ratio to one, and nothing done twice on SQLite."""
+    found = tmp_path / "found.json"
+    arguments = ["--backend", "sqlite", "--workers", "1", "2", "--seconds", "0.5"]
+    assert scaling.main([*arguments, "--json", str(found)]) == 0
+    steps = json.loads(found.read_text())["steps"]
+    assert [each["workers"] for each in steps] == [1, 2]
+    assert all(0 < each["ideal"] < 1.2 and each["again"] == 0 for each in steps)
+    assert steps[0]["ratio"] == 1.0
+
+
+def test_the_drift_benchmark_tells_harmed_images_from_others(tmp_path: Path) -> None:
+    """Quiet for images of the same kind, loud for each harm, where it is."""
+    page, found = tmp_path / "page.md", tmp_path / "found.json"
+    page.write_text("<!-- drift -->\n<!-- /drift -->\n")
+    assert drift.main(["--images", "500", "--json", str(found), "--markdown", str(page)]) == 0
+    report = json.loads(found.read_text())
+    psi = {each["scene"]: each["psi"] for each in report["scenes"]}
+    assert max(psi["other images of the same set"].values()) < 0.1
+    assert psi["half of them bags"]["classes"] > 0.2 > psi["half of them bags"]["confidence"]
+    assert psi["half as bright"]["brightness"] > 0.2
+    assert psi["blurred, mean of 3 x 3 pixels"]["confidence"] > 0.2
+    assert next(each["blank"] for each in report["scenes"] if "blank" in each["scene"]) == 0.1
+    assert report["cost"].keys() == {"watching", "decode_and_predict"}
+    assert "| negatives | **" in page.read_text()
 
 
 def test_a_client_that_fails_is_named_and_not_faked(

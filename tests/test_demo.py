@@ -156,8 +156,11 @@ def test_no_process_is_left_behind(home: Path, report: dict[str, Any]) -> None:
     "options", [("--images", "1", "--bad-ratio", "0"), ("--images", "5", "--bad-ratio", "1")]
 )
 def test_the_report_for_people_works_at_the_edges(tmp_path: Path, options: tuple[str, ...]) -> None:
-    """One image, or none that is sound: what has no value is a dash, and the books balance all the same."""
-    done = couturier("demo", *options, env=environment(tmp_path))
+    """One image, or none that is sound: what has no value is a dash, and the books balance all the same.
+
+    The workers do not quarrel over a port that is set for a single one.
+    """
+    done = couturier("demo", *options, env=environment(tmp_path, COUTURIER_HTTP_PORT="9464"))
     assert done.returncode == 0, done.stderr
     assert "0 lost; 0 duplicate rows" in done.stdout
     assert "as planned  yes" in done.stdout

@@ -15,8 +15,6 @@ import typer
 
 import couturier
 
-from .services import kafka_server, pubsub_server
-
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("docs/*.md"), ROOT / "README.md"])
 PROGRAM = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -62,15 +60,6 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
 def test_no_figure_is_left_blank(page: Path) -> None:
     """What is to be measured has been measured."""
     assert not re.findall(r"@[A-Z]+@", page.read_text())
-
-
-def test_compose_starts_what_the_tests_run_on() -> None:
-    """The same images, reachable from this machine alone."""
-    compose = (ROOT / "docker-compose.yml").read_text()
-    images = re.findall(r"^    image: (\S+)$", compose, re.MULTILINE)
-    assert images == [kafka_server.IMAGE, pubsub_server.IMAGE]
-    ports = re.findall(r"^    ports: \[\"(.+)\"\]$", compose, re.MULTILINE)
-    assert ports == ["127.0.0.1:9092:9092", "127.0.0.1:8085:8085"]
 
 
 def test_every_command_of_the_readme_exists() -> None:

@@ -1,0 +1,1 @@
+"""The compose file, brought up for real: ``stand_ins`` builds images, ``trial`` runs it."""
