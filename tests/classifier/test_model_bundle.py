@@ -142,8 +142,10 @@ def test_a_label_too_few_is_refused_by_the_engine(bundle_copy: Path) -> None:
     """Ten outputs cannot carry nine names."""
 
     def drop(document: dict) -> None:
-        document["labels"].remove("Bag")
-        del document["groups"]["Bags"]
+        at = document["labels"].index("Bag")
+        for per_class in (document["labels"], *document["conformal"].values()):
+            del per_class[at]
+        del document["groups"]["Bags"], document["reference"]
         document["architecture"]["classes"] = 9
 
     reseal(bundle_copy, drop)
