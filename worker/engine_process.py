@@ -113,11 +113,19 @@ class EngineProcess:
         self._waiting[0] = hello
         try:
             reader, self._writer = await asyncio.open_connection(sock=self._channel)
-            self.ended = asyncio.create_task(self._listen(reader))
+        except BaseException:
+            self._process.kill()
+            raise
+        self.ended = asyncio.create_task(self._listen(reader))
+        try:
             await asyncio.wait({hello}, timeout=_START_S)
-        finally:
-            if not hello.done():
-                self._process.kill()
+        except asyncio.CancelledError:
+            hello.cancel()
+            self._process.kill()
+            await asyncio.wait({self.ended})
+            raise
+        if not hello.done():
+            self._process.kill()
         self.hello = await hello
         self._watchdog = asyncio.create_task(self._watch())
 

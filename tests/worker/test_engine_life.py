@@ -21,7 +21,7 @@ import classifier as package
 from broker import Unavailable
 from classifier import Classifier, ClassifierError, ModelError
 from worker.engine import Crashed, Engine, EngineError
-from worker.engine_process import EngineOptions
+from worker.engine_process import EngineOptions, EngineProcess
 
 pytestmark = [pytest.mark.anyio, pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")]
 
@@ -217,3 +217,16 @@ async def test_a_frozen_machine_is_no_hanging_process() -> None:
             os.kill(pid, signal.SIGCONT)
         assert process.stdout is not None
         assert await asyncio.to_thread(process.stdout.readline) == "ok 0\n"
+
+
+async def test_a_start_that_is_cancelled_leaves_no_process() -> None:
+    """It is killed and reaped before the cancellation goes on."""
+    silent = EngineProcess([sys.executable, "-c", "import time; time.sleep(600)"], EngineOptions())
+    starting = asyncio.create_task(silent.start())
+    while not hasattr(silent, "ended"):
+        await asyncio.sleep(0.01)
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    assert silent.ended.done()
+    assert "SIGKILL" in silent.how
