@@ -27,7 +27,7 @@ if not __package__:  # run as a file: what it imports is found from the reposito
 from .client import clients
 from .measure import Job, Result
 from .places import PLACES, KafkaPlace, PubsubPlace, SqlitePlace
-from .report import Failure, Measurement, facts, markdown, summary, write_between_markers
+from .report import Failure, Measurement, add_outputs, facts, keep, markdown, summary
 
 _ROOT = Path(__file__).resolve().parent.parent
 _LIMIT_S = 300.0
@@ -54,10 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
     }
     text = markdown(report)
     print(text)
-    if options.json:
-        options.json.write_text(json.dumps(report, indent=1) + "\n")
-    if options.markdown:
-        write_between_markers(options.markdown, options.backend, text)
+    keep(report, options, text, options.backend)
     return int(any(each.client.startswith("ours") for each in failed))
 
 
@@ -70,8 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--peers", type=lambda text: text.split(";"), help="names, separated by semicolons")
-    parser.add_argument("--json", type=Path, help="write everything measured to this file")
-    parser.add_argument("--markdown", type=Path, help="put the tables into this page, between its markers")
+    add_outputs(parser)
     return parser
 
 

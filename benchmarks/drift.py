@@ -34,7 +34,7 @@ from classifier.report.speed import machine
 from worker.drift import Quality
 from worker.engine import Answer
 
-from .report import write_between_markers
+from .report import add_outputs, keep
 
 Pixels = NDArray[np.uint8]
 _REFERENCE = 2000
@@ -46,8 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--images", type=int, default=2000, help="of each scene")
-    parser.add_argument("--json", type=Path, help="write everything measured to this file")
-    parser.add_argument("--markdown", type=Path, help="put the table into this page, between its markers")
+    add_outputs(parser)
     options = parser.parse_args(arguments)
     model, data = Classifier.load(), validation_set()
     report = {
@@ -62,10 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
     print(json.dumps(report), flush=True)
     table = markdown(report)
     print(table, file=sys.stderr)
-    if options.json:
-        options.json.write_text(json.dumps(report, indent=1) + "\n")
-    if options.markdown:
-        write_between_markers(options.markdown, "drift", table)
+    keep(report, options, table, "drift")
     return 0
 
 

@@ -34,7 +34,7 @@ from classifier.engines import ENGINES, file_of
 from classifier.errors import MissingExtra, ModelError
 from classifier.report.speed import latency, machine
 
-from .report import write_between_markers
+from .report import add_outputs, keep
 
 _BATCH = 64
 _REFERENCE = "onnx"
@@ -59,10 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
     print(json.dumps(report), flush=True)
     table = markdown(report)
     print(table, file=sys.stderr)
-    if options.json:
-        options.json.write_text(json.dumps(report, indent=1) + "\n")
-    if options.markdown:
-        write_between_markers(options.markdown, "engines", table)
+    keep(report, options, table, "engines")
     return 0
 
 
@@ -72,8 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=0.5, help="of each timing")
     parser.add_argument("--images", type=int, default=10_000, help="on which the accuracy is measured")
-    parser.add_argument("--json", type=Path, help="write everything measured to this file")
-    parser.add_argument("--markdown", type=Path, help="put the table into this page, between its markers")
+    add_outputs(parser)
     return parser
 
 

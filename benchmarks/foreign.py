@@ -36,6 +36,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from classifier.data import DataOptions, Dataset, prepare
 
+from .report import add_outputs, keep
+
 TAGS = ("bold", "italic", "serif")
 _SERVED_WITHIN_S = 120.0
 
@@ -232,7 +234,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.foreign", description=__doc__)
     parser.add_argument("sets", nargs="*", default=list(SETS), metavar="SET", help=f"of {', '.join(SETS)}")
     parser.add_argument("--epochs", type=int, help="train for so many instead of by rule")
-    parser.add_argument("--json", type=Path, help="write everything measured to this file")
+    add_outputs(parser, page=False)
     options = parser.parse_args(arguments)
     extra = ("--epochs", str(options.epochs)) if options.epochs else ()
     found = []
@@ -251,8 +253,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"| {row['data']} | {row['images']} | {row['accuracy']:.2%} | {row['logistic']:.2%}"
             f" | {row['served']} | {row['train_s']:.0f} |"
         )
-    if options.json:
-        options.json.write_text(json.dumps(found, indent=1) + "\n")
+    keep(found, options)
     return int(any(row["accuracy"] <= row["logistic"] for row in found))
 
 

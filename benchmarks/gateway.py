@@ -22,7 +22,6 @@ from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.client import HTTPConnection
-from pathlib import Path
 from typing import Any
 
 from broker import connect
@@ -31,7 +30,7 @@ from client.gateway.intake import Intake
 from client.settings import load
 from client.sources.fashion_mnist import FashionMnist
 
-from .report import facts
+from .report import add_outputs, facts, keep
 
 _HEADERS = {"Content-Type": "image/png"}
 
@@ -42,16 +41,14 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=2000, help="of one measurement")
     parser.add_argument("--callers", type=int, nargs="*", default=[1, 8, 32])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", type=Path, help="write everything measured to this file")
+    add_outputs(parser, page=False)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as home:
         os.environ["COUTURIER_HOME"] = home
         found = asyncio.run(_rounds(options))
     report = {**facts("gateway"), "images": options.images, "measurements": found, "summary": _summary(found)}
-    text = json.dumps(report, indent=1)
-    print(text)
-    if options.json:
-        options.json.write_text(text + "\n")
+    print(json.dumps(report, indent=1))
+    keep(report, options)
 
 
 async def _rounds(options: argparse.Namespace) -> list[dict[str, Any]]:

@@ -10,10 +10,8 @@ Needs scikit-learn for handwritten digits and photographs.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +23,8 @@ from classifier.engines import Outputs
 from classifier.metrics import softmax
 from classifier.probes import altered, probe_sets
 from classifier.uncertainty import LEVELS, answer_sets, fit_abstention, fit_conformal
+
+from .report import add_outputs, keep
 
 ACCEPTED = (0.90, 0.95, 0.98, 0.99, 0.995)
 _SPLITS = 50
@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--model", help="a bundle for Fashion-MNIST's classes; without it the shipped one")
     parser.add_argument("--count", type=int, default=1000, help="probe images of each family")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path, help="write everything measured to this file")
+    add_outputs(parser, page=False)
     options = parser.parse_args(arguments)
     try:
         report = measure(options.model, options.count, options.seed)
@@ -46,8 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 1
     print(markdown(report))
-    if options.json:
-        options.json.write_text(json.dumps(report, indent=1) + "\n")
+    keep(report, options)
     return 0
 
 

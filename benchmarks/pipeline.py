@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import os
 import sys
 import tempfile
@@ -41,7 +40,7 @@ from client.schema import ClassifyRequest, encode_png
 from worker.crew import Crew
 
 from .places import PLACES, service
-from .report import facts, write_between_markers
+from .report import add_outputs, facts, keep
 
 _GROUP = "classifiers"
 _PUBLISH_AT_ONCE = 5_000
@@ -90,10 +89,7 @@ def main(arguments: list[str] | None = None) -> int:
         "rounds": [asdict(each) for each in rounds],
     }
     print(_markdown(report))
-    if options.json:
-        options.json.write_text(json.dumps(report, indent=1) + "\n")
-    if options.markdown:
-        write_between_markers(options.markdown, name, _markdown(report))
+    keep(report, options, _markdown(report), name)
     return int(any(each.wrong for each in rounds))
 
 
@@ -104,8 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--images", type=int, default=40_000, help="of each round; pictures repeat")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", type=Path, help="write everything measured to this file")
-    parser.add_argument("--markdown", type=Path, help="put the table into this page, between its markers")
+    add_outputs(parser)
     return parser
 
 

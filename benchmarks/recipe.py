@@ -41,6 +41,8 @@ from classifier import Dataset, training_set, validation_set
 from classifier.optim import learning_rate, set_rate
 from classifier.report.speed import machine
 
+from .report import add_outputs, keep
+
 PUBLISHED_REDUCTION = 0.9412
 JUDGED = 10_000  # of the training images, and of the test images
 PATCHED = 1_000  # images whose patches make the stem
@@ -283,7 +285,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--target", type=float, default=0.91, help="accuracy on both, 0..1")
     parser.add_argument("--data", type=Path, help="directory with Fashion-MNIST; default: where it is found")
-    parser.add_argument("--json", type=Path, help="also write the report here")
+    add_outputs(parser, page=False)
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     training, test = training_set(options.data), validation_set(options.data)
@@ -296,10 +298,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "runs": [asdict(each) for each in times],
         "summary": summary(times),
     }
-    text = json.dumps(report, indent=1)
-    print(text)
-    if options.json:
-        options.json.write_text(text + "\n")
+    print(json.dumps(report, indent=1))
+    keep(report, options)
     return int(any(each.wall_s is None for each in times))
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
+from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -126,6 +128,25 @@ def _row(row: dict[str, Any]) -> str:
         f"| {row['client']} | {row['rate']:,.0f} | {row['slowest']:,.0f} to {row['fastest']:,.0f} | {ratio}"
         f" | {row['cpu_us']:,.1f} | {row['growth_bytes'] / 1e6:+.1f} | {row['peak_bytes'] / 1e6:.0f} |"
     )
+
+
+def add_outputs(parser: ArgumentParser, page: bool = True) -> None:
+    """Add ``--json`` and, for what has a table, ``--markdown``; :func:`keep` obeys them."""
+    parser.add_argument("--json", type=Path, help="write everything measured to this file")
+    if page:
+        parser.add_argument("--markdown", type=Path, help="put the tables into this page between its markers")
+
+
+def keep(report: object, options: Namespace, table: str = "", name: str = "") -> None:
+    """Write the report, and the table between the markers of this name, where the options say.
+
+    Raises:
+        SystemExit: the page has no such markers.
+    """
+    if options.json:
+        options.json.write_text(json.dumps(report, indent=1) + "\n")
+    if table and options.markdown:
+        write_between_markers(options.markdown, name, table)
 
 
 def write_between_markers(page: Path, name: str, text: str) -> None:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import multiprocessing
 import os
 import sys
@@ -35,7 +34,7 @@ if not __package__:  # run as a file: what it imports is found from the reposito
 from broker import Message, connect
 
 from .places import PLACES
-from .report import facts, write_between_markers
+from .report import add_outputs, facts, keep
 from .scaling_member import GROUP, IDEAL, Work, member
 
 # A PNG of 28x28 pixels has about as many bytes.
@@ -96,10 +95,7 @@ def main(arguments: list[str] | None = None) -> int:
         "steps": [asdict(each) for each in steps],
     }
     print(_markdown(report))
-    if options.json:
-        options.json.write_text(json.dumps(report, indent=1) + "\n")
-    if options.markdown:
-        write_between_markers(options.markdown, f"scaling {options.backend}", _markdown(report))
+    keep(report, options, _markdown(report), f"scaling {options.backend}")
     return 0
 
 
@@ -108,8 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--backend", choices=sorted(PLACES), default="sqlite")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32])
     parser.add_argument("--seconds", type=float, default=4.0, help="measured, of each step")
-    parser.add_argument("--json", type=Path, help="write everything measured to this file")
-    parser.add_argument("--markdown", type=Path, help="put the table into this page, between its markers")
+    add_outputs(parser)
     return parser
 
 

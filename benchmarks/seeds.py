@@ -22,6 +22,8 @@ from typing import Any
 
 from classifier import evaluate, load, validation_set
 
+from .report import add_outputs, keep
+
 _GROUP = "OnePiece"
 
 
@@ -45,10 +47,8 @@ def main(arguments: list[str] | None = None) -> int:
         "seeds": runs,
         "machine": f"{platform.machine()}, Python {platform.python_version()}, torch {version('torch')}",
     }
-    text = json.dumps(report, indent=1)
-    print(text)
-    if options.json:
-        options.json.write_text(text + "\n")
+    print(json.dumps(report, indent=1))
+    keep(report, options)
     return 0
 
 
@@ -96,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--first", type=int, default=0, help="the first seed [0]")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where the bundles go [runs]")
     parser.add_argument("--engine", default="onnx", help="what answers [onnx]")
-    parser.add_argument("--json", type=Path, help="write the report to this file, too")
+    add_outputs(parser, page=False)
     return parser
 
 

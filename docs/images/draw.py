@@ -80,6 +80,16 @@ def architecture() -> Picture:
     p = Picture(
         1060, 560, "couturier: clients publish images to a topic, workers classify them and write rows"
     )
+    _clients_and_broker(p)
+    _workers_and_results(p)
+    _proof_and_model(p)
+    p.arrow([(964, 406), (964, 362), (682, 362), (682, 332)], "loaded and verified", (824, 356))
+    p.arrow([(200, 332), (200, 406)], dashed=True)
+    p.arrow([(590, 332), (590, 360), (390, 360), (390, 406)], dashed=True)
+    return p
+
+
+def _clients_and_broker(p: Picture) -> None:
     p.area((16, 16, 216, 330), "clients")
     p.box((30, 46, 188, 64), BLUE, "client library", "publish, submit, results")
     p.box((30, 122, 188, 64), BLUE, "couturier client send", "files, zips, catalogue, mock")
@@ -87,38 +97,23 @@ def architecture() -> Picture:
     p.box((30, 274, 188, 58), SAND, "ledger", "what was sent")
     p.area((302, 16, 190, 330), "broker · one variable")
     p.box((316, 46, 162, 128), GREEN, "topic images", "Kafka", "or Google Pub/Sub", "or SQLite, embedded")
-    p.box(
-        (316, 236, 162, 96),
-        ROSE,
-        "dead letters",
-        "images.classifiers.dlq",
-        "bytes as they came,",
-        "with the reason",
-    )
-    p.area((562, 16, 240, 330), "workers · 1 … N processes")
-    p.box(
-        (576, 46, 212, 96),
-        BLUE,
-        "processing loop",
-        "micro-batches, retries,",
-        "outages, drain,",
-        "settles when stored",
-    )
-    p.box(
-        (576, 200, 212, 132),
-        BLUE,
-        "engine · own process",
-        "decode, predict",
-        "ONNX Runtime,",
-        "OpenVINO or torch;",
-        "may crash, is restarted",
-    )
-    p.area((872, 16, 172, 330), "results")
-    p.box((886, 46, 144, 96), GREEN, "table results", "PostgreSQL", "or SQLite", "one row per id")
-    p.box((886, 200, 144, 60), GREEN, "topic, JSON lines", "answers as a stream")
+    letters = ("images.classifiers.dlq", "bytes as they came,", "with the reason")
+    p.box((316, 236, 162, 96), ROSE, "dead letters", *letters)
     p.arrow([(218, 78), (316, 78)], "publish", (267, 71))
     p.arrow([(218, 154), (316, 120)])
     p.arrow([(218, 230), (296, 230), (296, 150), (316, 150)])
+    p.arrow([(397, 236), (397, 174)], "replay", (423, 210))
+
+
+def _workers_and_results(p: Picture) -> None:
+    p.area((562, 16, 240, 330), "workers · 1 … N processes")
+    loop = ("micro-batches, retries,", "outages, drain,", "settles when stored")
+    p.box((576, 46, 212, 96), BLUE, "processing loop", *loop)
+    engine = ("decode, predict", "ONNX Runtime,", "OpenVINO or torch;", "may crash, is restarted")
+    p.box((576, 200, 212, 132), BLUE, "engine · own process", *engine)
+    p.area((872, 16, 172, 330), "results")
+    p.box((886, 46, 144, 96), GREEN, "table results", "PostgreSQL", "or SQLite", "one row per id")
+    p.box((886, 200, 144, 60), GREEN, "topic, JSON lines", "answers as a stream")
     p.arrow([(478, 84), (576, 84)], "receive", (527, 77))
     p.arrow([(576, 118), (478, 118)], "ack", (527, 133))
     p.arrow([(640, 142), (640, 200)])
@@ -129,39 +124,36 @@ def architecture() -> Picture:
     p.arrow([(788, 120), (838, 120), (838, 230), (886, 230)])
     p.arrow([(576, 136), (540, 136), (540, 270), (478, 270)], "cannot", (520, 262))
     p.text((509, 286), "succeed", "said", "middle")
-    p.arrow([(397, 236), (397, 174)], "replay", (423, 210))
+
+
+def _proof_and_model(p: Picture) -> None:
     p.area((16, 376, 500, 168), "proof and watch")
-    p.box(
-        (30, 406, 224, 120),
-        SAND,
-        "couturier audit",
-        "published = stored + letters",
-        "+ expired + in flight + lost;",
-        "exit 0 when nothing is missing",
-    )
-    p.box(
-        (278, 406, 224, 120),
-        SAND,
-        "Prometheus, Grafana, KEDA",
-        "/metrics of every worker,",
-        "alerts with a runbook;",
-        "scales on drain seconds",
-    )
+    books = ("published = stored + letters", "+ expired + in flight + lost;")
+    p.box((30, 406, 224, 120), SAND, "couturier audit", *books, "exit 0 when nothing is missing")
+    watch = ("/metrics of every worker,", "alerts with a runbook;", "scales on drain seconds")
+    p.box((278, 406, 224, 120), SAND, "Prometheus, Grafana, KEDA", *watch)
     p.area((546, 376, 498, 168), "model")
     p.box((560, 406, 146, 120), GREEN, "any data set", "folders, tables,", "zip, IDX,", "Fashion-MNIST")
     p.box((732, 406, 140, 120), BLUE, "couturier train", "evaluate,", "report,", "compare")
     p.box((898, 406, 132, 120), GREEN, "bundle", "ONNX, manifest,", "hashes,", "no pickle")
     p.arrow([(706, 466), (732, 466)])
     p.arrow([(872, 466), (898, 466)])
-    p.arrow([(964, 406), (964, 362), (682, 362), (682, 332)], "loaded and verified", (824, 356))
-    p.arrow([(200, 332), (200, 406)], dashed=True)
-    p.arrow([(590, 332), (590, 360), (390, 360), (390, 406)], dashed=True)
-    return p
 
 
 def google_cloud() -> Picture:
     """The deployment plan's services."""
     p = Picture(1060, 590, "couturier on Google Cloud: from commit to canary, and the way of an image")
+    _commit_to_canary(p)
+    _region(p)
+    _watch_and_model(p)
+    p.arrow([(940, 132), (940, 160), (640, 160), (640, 204)])
+    p.arrow([(964, 476), (964, 408)])
+    p.arrow([(560, 408), (560, 434), (140, 434), (140, 476)], dashed=True)
+    p.text((350, 430), "metrics", "said", "middle")
+    return p
+
+
+def _commit_to_canary(p: Picture) -> None:
     p.area((16, 16, 1028, 132), "from commit to canary")
     boxes = (
         ("GitHub", "commit, review"),
@@ -175,6 +167,9 @@ def google_cloud() -> Picture:
         p.box((x, 46, 178, 86), GRAY if number else BLUE, title, *lines)
         if number:
             p.arrow([(x - 26, 89), (x, 89)])
+
+
+def _region(p: Picture) -> None:
     p.area((16, 172, 1028, 250), "region, private network", "#f6f8fa")
     p.box((30, 250, 150, 92), BLUE, "clients", "shops, services,", "gateway behind", "a load balancer")
     p.box((250, 204, 172, 92), GREEN, "Pub/Sub: images", "subscription", "classifiers,", "7 days kept")
@@ -205,7 +200,9 @@ def google_cloud() -> Picture:
     p.arrow([(336, 316), (336, 296)], "replay", (364, 311))
     p.arrow([(724, 250), (800, 250)], "rows", (762, 243))
     p.arrow([(800, 362), (724, 362)], "bundle", (762, 355))
-    p.arrow([(940, 132), (940, 160), (640, 160), (640, 204)])
+
+
+def _watch_and_model(p: Picture) -> None:
     p.area((16, 446, 500, 128), "watch")
     p.box((30, 476, 222, 84), SAND, "Managed Prometheus", "metrics, alerts,", "the scaling signal")
     p.box(
@@ -221,10 +218,6 @@ def google_cloud() -> Picture:
     p.box((898, 476, 132, 84), GREEN, "gate", "better, verified,", "shadowed")
     p.arrow([(706, 518), (732, 518)])
     p.arrow([(872, 518), (898, 518)])
-    p.arrow([(964, 476), (964, 408)])
-    p.arrow([(560, 408), (560, 434), (140, 434), (140, 476)], dashed=True)
-    p.text((350, 430), "metrics", "said", "middle")
-    return p
 
 
 if __name__ == "__main__":
