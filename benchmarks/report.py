@@ -14,6 +14,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from classifier.report.speed import machine
+
 _PACKAGES = ("confluent-kafka", "google-cloud-pubsub", "faststream", "repid", "aiokafka", "kombu")
 
 
@@ -55,7 +57,7 @@ def facts(backend: str) -> dict[str, Any]:
         "machine": {
             "cores": os.cpu_count(),
             "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9),
-            "processor": _processor(),
+            "processor": machine()["processor"],
             "system": platform.system(),
             "python": platform.python_version(),
         },
@@ -168,11 +170,3 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next(
-        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine()
-    )

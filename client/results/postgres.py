@@ -9,14 +9,13 @@ import re
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from broker.drivers.options import public_url
 
 from ..errors import StoreError, StoreUnavailable
 from ..schema import ResultRow
-from .table import COLUMNS, ResultsMissing, check_columns, check_version, chunks, readable
+from .table import COLUMNS, Results, ResultsMissing, check_columns, check_version, chunks, readable
 
 if TYPE_CHECKING:
     import psycopg
@@ -153,7 +152,7 @@ def ddl() -> str:
     return "".join(f"{each};\n" for each in statements)
 
 
-class PostgresReader:
+class PostgresReader(Results):
     """Reads the results table of a database. Use as a context manager; any thread may use it.
 
     Args:
@@ -184,34 +183,12 @@ class PostgresReader:
             self.close()
             raise
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     def close(self) -> None:
-        """Close the connection."""
         if self._db is not None:
             self._db.close()
             self._db = None
 
-    def count(self) -> int:
-        """Return how many rows there are."""
-        return int(self._read("SELECT count(*) FROM results")[0][0])
-
-    def statuses(self) -> Mapping[str, int]:
-        """Return how many rows there are of each status."""
-        return dict(self._read("SELECT status, count(*) FROM results GROUP BY status"))
-
-    def duplicates(self) -> int:
-        """Return how many rows repeat an id; 0, unless someone else made the table."""
-        return int(self._read("SELECT count(*) - count(DISTINCT message_id) FROM results")[0][0])
-
     def ids(self, status: str | None = None) -> Iterator[str]:
-        """Yield the message id of every row, or of those with a status."""
         only, values = ("", ()) if status is None else ("AND status = %s", (status,))
         query = f"SELECT message_id FROM results WHERE message_id > %s {only} ORDER BY message_id LIMIT %s"  # noqa: S608
         last = ""
@@ -222,13 +199,6 @@ class PostgresReader:
     def rows(
         self, label: str | None = None, limit: int | None = None, status: str | None = None
     ) -> Iterator[ResultRow]:
-        """Yield rows, newest first.
-
-        Args:
-            label: only these.
-            limit: at most so many.
-            status: only these.
-        """
         left = limit
         last: ResultRow | None = None
         while left is None or left > 0:
@@ -254,14 +224,12 @@ class PostgresReader:
             left = None if left is None else left - len(page)
 
     def find(self, ids: Iterable[str]) -> Iterator[ResultRow]:
-        """Yield the rows of these messages, in no particular order; what has no row is left out."""
         query = f"SELECT {self._columns} FROM results WHERE message_id = ANY(%s)"  # noqa: S608 - constants
         for chunk in chunks(ids, _IDS_AT_ONCE):
             # An id that holds NUL has no row, and may not even be asked for.
             yield from map(_row, self._read(query, ([each for each in chunk if "\0" not in each],)))
 
     def kept_since(self) -> datetime | None:
-        """Return the time before which rows may have been removed (retention), aware; None: never."""
         if self._read(LOOK)[0][2] is None:
             return None
         found = self._read(READ_STATE, ("kept_since",))

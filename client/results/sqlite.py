@@ -6,8 +6,7 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from ..errors import StoreError
 from ..schema import ResultRow
@@ -17,6 +16,7 @@ from .table import (
     NAMES,
     REVISION,
     Content,
+    Results,
     ResultsMissing,
     WriteReport,
     check_columns,
@@ -163,7 +163,7 @@ class ResultsWriter:
         return judge(rows, new, stored, refused)
 
 
-class ResultsReader:
+class ResultsReader(Results):
     """Reads a results file without changing it. Use as a context manager; any thread may use it.
 
     Raises:
@@ -185,33 +185,10 @@ class ResultsReader:
             self._db.close()
             raise
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     def close(self) -> None:
-        """Close the file."""
         self._db.close()
 
-    def count(self) -> int:
-        """Return how many rows there are."""
-        return int(next(self._read("SELECT count(*) FROM results"))[0])
-
-    def statuses(self) -> Mapping[str, int]:
-        """Return how many rows there are of each status."""
-        query = "SELECT status, count(*) FROM results GROUP BY status"
-        return {str(status): int(count) for status, count in self._read(query)}
-
-    def duplicates(self) -> int:
-        """Return how many rows repeat an id; 0, unless someone else made the table."""
-        return int(next(self._read("SELECT count(*) - count(DISTINCT message_id) FROM results"))[0])
-
     def ids(self, status: str | None = None) -> Iterator[str]:
-        """Yield the message id of every row, or of those with a status."""
         where = "" if status is None else "WHERE status = :status"
         for (message_id,) in self._read(f"SELECT message_id FROM results {where}", {"status": status}):  # noqa: S608
             yield message_id
@@ -219,13 +196,6 @@ class ResultsReader:
     def rows(
         self, label: str | None = None, limit: int | None = None, status: str | None = None
     ) -> Iterator[ResultRow]:
-        """Yield rows, newest first.
-
-        Args:
-            label: only these.
-            limit: at most so many.
-            status: only these.
-        """
         given = {"label": label, "status": status}
         parts = [f"{name} = :{name}" for name, value in given.items() if value is not None]
         where = f"WHERE {' AND '.join(parts)}" if parts else ""
@@ -234,7 +204,6 @@ class ResultsReader:
             yield ResultRow(*row)
 
     def find(self, ids: Iterable[str]) -> Iterator[ResultRow]:
-        """Yield the rows of these messages, in no particular order; what has no row is left out."""
         for chunk in chunks(ids, _IDS_AT_ONCE):
             marks = ", ".join("?" * len(chunk))
             query = f"SELECT {self._columns} FROM results WHERE message_id IN ({marks})"  # noqa: S608
@@ -242,7 +211,6 @@ class ResultsReader:
                 yield ResultRow(*row)
 
     def kept_since(self) -> datetime | None:
-        """Return the time before which rows may have been removed (retention), aware; None: never."""
         with guarded(self._path):
             value = _state(self._db, "kept_since")
         return None if value is None else datetime.fromisoformat(value)

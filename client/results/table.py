@@ -8,12 +8,13 @@ order, by the first new worker. So old and new workers run side by side on one d
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import islice
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Any, Self
 
 from ..errors import StoreError
 from ..schema import ResultRow
@@ -50,39 +51,45 @@ class WriteReport:
     refused: Mapping[str, str] = field(default_factory=dict)
 
 
-class Results(Protocol):
+class Results(ABC):
     """Reads a results table without changing it. A context manager; any thread may use it."""
 
     def __enter__(self) -> Self:
-        """Return itself."""
-        ...
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close it."""
-        ...
+        self.close()
 
+    @abstractmethod
     def close(self) -> None:
         """Release the file or the connection."""
-        ...
+
+    @abstractmethod
+    def _read(self, query: str) -> Iterable[tuple[Any, ...]]:
+        """Return what a query without values finds."""
 
     def count(self) -> int:
         """Return how many rows there are."""
-        ...
+        ((found,),) = self._read("SELECT count(*) FROM results")
+        return int(found)
 
     def statuses(self) -> Mapping[str, int]:
         """Return how many rows there are of each status."""
-        ...
+        found = self._read("SELECT status, count(*) FROM results GROUP BY status")
+        return {str(status): int(count) for status, count in found}
 
     def duplicates(self) -> int:
         """Return how many rows repeat an id; 0, unless someone else made the table."""
-        ...
+        ((found,),) = self._read("SELECT count(*) - count(DISTINCT message_id) FROM results")
+        return int(found)
 
+    @abstractmethod
     def ids(self, status: str | None = None) -> Iterator[str]:
         """Yield the message id of every row, or of those with a status."""
-        ...
 
+    @abstractmethod
     def rows(
         self, label: str | None = None, limit: int | None = None, status: str | None = None
     ) -> Iterator[ResultRow]:
@@ -93,15 +100,14 @@ class Results(Protocol):
             limit: at most so many.
             status: only these.
         """
-        ...
 
+    @abstractmethod
     def find(self, ids: Iterable[str]) -> Iterator[ResultRow]:
         """Yield the rows of these messages, in no particular order; what has no row is left out."""
-        ...
 
+    @abstractmethod
     def kept_since(self) -> datetime | None:
         """Return the time before which rows may have been removed (retention), aware; None: never."""
-        ...
 
 
 def content(row: ResultRow) -> Content:

@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 import remote_member
-from cutter import Cutter
 from remote_member import GROUP, TOPIC, RemoteMember
 
 from broker import Batching, Broker, BrokerError, Delivery, Done, Message, NotFound, Outcome, Subscription
 from broker.drivers.google_pubsub import PubsubDriver
+from tests.faults.proxy import Proxy
 from tests.services.fake_pubsub_bench import Bench
 from tests.services.pubsub import PubSubService
 
@@ -203,28 +203,34 @@ async def test_reset_connections_lose_nothing(host: str, project: str) -> None:
     """While connections are reset again and again, everything that was published is handled."""
     chance, work = random.Random(13), Work(random.Random(17))
     stop = asyncio.Event()
-    async with Cutter(host) as cutter, Broker(PubsubDriver(project, cutter.host, LEASE_S)) as broker:
-        await broker.ensure(TOPIC, group=GROUP)
-        running = asyncio.create_task(
-            broker.process(
-                TOPIC, group=GROUP, handler=work, batch=Batching(max_messages=5), stop=stop, dead_letter=False
+    with Proxy(host) as proxy:
+        async with Broker(PubsubDriver(project, proxy.address, LEASE_S)) as broker:
+            await broker.ensure(TOPIC, group=GROUP)
+            running = asyncio.create_task(
+                broker.process(
+                    TOPIC,
+                    group=GROUP,
+                    handler=work,
+                    batch=Batching(max_messages=5),
+                    stop=stop,
+                    dead_letter=False,
+                )
             )
-        )
-        await _store(broker, [Message(data=b"0")])
-        await until(lambda: bool(work.done) or running.done(), "it has begun")
-        cuts: list[int] = []
-        for number in range(12):
-            messages = [Message(data=b"%d" % each) for each in range(20 * number + 1, 20 * number + 21)]
-            storing = asyncio.create_task(_store(broker, messages))
-            await asyncio.sleep(chance.random() * 0.1)
-            cuts.append(cutter.reset())
-            await storing
-        await until(lambda: len(work.done) == 241 or running.done(), "all of what was stored is handled")
-        stop.set()
-        await running
-        assert sum(count > 0 for count in cuts) >= 6
-        assert cutter.accepted >= 6
-        assert (await broker.stats(TOPIC, GROUP)).unsettled == 0
+            await _store(broker, [Message(data=b"0")])
+            await until(lambda: bool(work.done) or running.done(), "it has begun")
+            cuts: list[int] = []
+            for number in range(12):
+                messages = [Message(data=b"%d" % each) for each in range(20 * number + 1, 20 * number + 21)]
+                storing = asyncio.create_task(_store(broker, messages))
+                await asyncio.sleep(chance.random() * 0.1)
+                cuts.append(proxy.reset())
+                await storing
+            await until(lambda: len(work.done) == 241 or running.done(), "all of what was stored is handled")
+            stop.set()
+            await running
+            assert sum(count > 0 for count in cuts) >= 6
+            assert proxy.accepted >= 6
+            assert (await broker.stats(TOPIC, GROUP)).unsettled == 0
     assert set(work.done) == {str(number) for number in range(241)}
 
 
