@@ -89,8 +89,6 @@ async def _work(settings: WorkerSettings, launch: Launch, stop: asyncio.Event) -
             letters = dead_letter_topic(settings.topic, settings.group)
             await broker.ensure(settings.topic, settings.group, retention=days(settings.retention_days))
             await broker.ensure(letters, OPERATORS, retention=days(settings.letters_days))
-        else:
-            await broker.stats(settings.topic, settings.group)  # NotFound now, not later
         log.info("starting", broker=public_url(broker_url()), **_describe(settings, handler))
         processor = _processor(broker, settings, handler)
         async with observed(settings, processor.watch, handler, engine, broker):

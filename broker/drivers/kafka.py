@@ -121,6 +121,11 @@ class KafkaDriver:
         }
 
     @property
+    def has_login(self) -> bool:
+        """Whether brokers are told who this is; they hide what a login may not see."""
+        return any(key.startswith(("sasl.", "ssl.certificate", "ssl.keystore")) for key in self._common)
+
+    @property
     def common_config(self) -> dict[str, Any]:
         """The settings of every client: where the brokers are, and credentials."""
         return dict(self._common)
@@ -147,10 +152,12 @@ class KafkaDriver:
                 if self.failure is not None:
                     raise self.failure from error
                 if time.monotonic() > deadline:
+                    protocol = str(self._common.get("security.protocol", "PLAINTEXT")).upper()
                     raise Unavailable(
                         f"no Kafka broker answers at {self.address} within {_CONNECT_S:g} s; is it running,"
-                        " and are host and port right? The client says:"
-                        f" {self._complaint or error.args[0].str()}"
+                        f" are host and port right, and does it speak {protocol} there"
+                        " (KAFKA_SECURITY_PROTOCOL)?"
+                        f" The client says: {self._complaint or error.args[0].str()}"
                     ) from error
 
     async def aclose(self) -> None:
@@ -183,9 +190,14 @@ class KafkaDriver:
         return answers
 
     async def _publish(self, topic: str, rows: Sequence[Row]) -> list[Receipt | BrokerError]:
-        if self._publisher is None:
+        publisher = self._publisher
+        if publisher is None:
             raise Closed("the broker was closed")
-        return await self._publisher.store(topic, rows)
+        if publisher.failure is not None:
+            ended, publisher = publisher, Publisher(self._common, self.address)
+            self._publisher = publisher
+            await ended.aclose()
+        return await publisher.store(topic, rows)
 
     async def _sift(self, topic: str, rows: Sequence[Row], answers: list[Receipt | BrokerError]) -> None:
         """Part the bad records from the good ones that a broker refused with them, in one batch."""

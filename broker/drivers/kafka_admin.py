@@ -14,11 +14,11 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..errors import NotFound
+from ..errors import NotFound, PermissionDenied
 from ..limits import DAY_S
 from ..message import Delivery, GroupStats, Lag, TopicInfo
 from .base import Start
-from .kafka_begin import begin
+from .kafka_begin import begin, committed
 from .kafka_errors import mapped
 from .kafka_reader import Reader
 from .kafka_records import deliveries, origin, read
@@ -104,7 +104,10 @@ class KafkaAdmin:
                 return False
         except NotFound:
             pass
-        await self._run(lambda: self._create(topic, partitions, retention))
+        try:
+            await self._run(lambda: self._create(topic, partitions, retention))
+        except PermissionDenied as error:
+            raise PermissionDenied(f"topic {topic!r} is missing or hidden; creating it: {error}") from error
         deadline = time.monotonic() + _CALL_S
         while True:
             try:
@@ -237,8 +240,9 @@ class KafkaAdmin:
         """Return the partitions of a topic. All topics are asked for, because to ask for one may make it."""
         found = self._consumer("couturier-admin").list_topics(timeout=_CALL_S).topics.get(topic)
         if found is None or not found.partitions:
+            hidden = ", or this login may not see it" if self._driver.has_login else ""
             raise NotFound(
-                f"topic {topic!r} does not exist at {self._driver.address}; create it with"
+                f"topic {topic!r} does not exist at {self._driver.address}{hidden}; create it with"
                 f" `await broker.ensure({topic!r})`"
             )
         return sorted(found.partitions)
@@ -262,8 +266,8 @@ class KafkaAdmin:
 
         consumer = self._consumer(self._driver.group_id(topic, group))
         places = [TopicPartition(of, number) for number in self.numbers(of)]
-        committed = consumer.committed(places, timeout=_CALL_S)
-        if of == topic and all(each.offset < 0 for each in committed):
+        commits = committed(consumer, places)
+        if of == topic and all(each.offset < 0 for each in commits):
             raise NotFound(
                 f"group {group!r} of topic {topic!r} does not exist at {self._driver.address}; create it"
                 f" with `await broker.ensure({topic!r}, group={group!r})`"
@@ -275,7 +279,7 @@ class KafkaAdmin:
             for key, part in tuple(member.work.partitions.items())
         }
         found = {}
-        for place in committed:
+        for place in commits:
             low, high = consumer.get_watermark_offsets(place, timeout=_CALL_S)
             known = live.get((of, place.partition))
             if known is None or known.position < 0:
@@ -301,8 +305,9 @@ class KafkaAdmin:
             if of == topic:
                 raise
             return
+        group_id = self._driver.group_id(topic, group)
         readers = [
-            Reader(self._driver, of, number, *where)
+            Reader(self._driver, group_id, (of, number), *where)
             for number, where in progress.items()
             if where[2] > max(where[0].position, where[1]) + where[0].finished_beyond
         ]

@@ -13,6 +13,8 @@ from .offsets import Progress
 
 _CALL_S = 10.0
 _JOIN_S = 30.0
+_PATIENCE_S = 1.0
+_WAITING = ("_TIMED_OUT", "_WAIT_COORD")
 # Answers to a commit from outside, while the group has members.
 _AT_WORK = ("UNKNOWN_MEMBER_ID", "ILLEGAL_GENERATION", "STALE_MEMBER_EPOCH")
 
@@ -55,9 +57,46 @@ def begin(
         _begin_as_member(member(), topic, begins)
 
 
+def committed(consumer: Any, places: list[Any]) -> list[Any]:
+    """Return what a group has committed.
+
+    The client waits for the group's coordinator to the end, also where the broker denies it the group, and
+    tells only who polls: so it is asked for a second at first.
+
+    Args:
+        consumer: of the group, which has not joined it.
+        places: partitions.
+
+    Raises:
+        KafkaException: the broker refuses, or did not answer in 11 s.
+    """
+    from confluent_kafka import KafkaException
+
+    try:
+        return _committed(consumer, places, _PATIENCE_S)
+    except KafkaException as error:
+        if error.args[0].name() not in _WAITING:
+            raise
+    return _committed(consumer, places, _CALL_S)
+
+
+def _committed(consumer: Any, places: list[Any], timeout: float) -> list[Any]:
+    from confluent_kafka import KafkaException
+
+    try:
+        found: list[Any] = consumer.committed(places, timeout=timeout)
+        return found
+    except KafkaException as error:
+        said = consumer.poll(0)
+        denial = None if said is None else said.error()
+        if denial is not None and denial.name() == "GROUP_AUTHORIZATION_FAILED":
+            raise KafkaException(denial) from error
+        raise
+
+
 def _without_commit(consumer: Any, places: list[Any]) -> set[int]:
     """Return the partitions of which a group has committed nothing."""
-    return {each.partition for each in consumer.committed(places, timeout=_CALL_S) if each.offset < 0}
+    return {each.partition for each in committed(consumer, places) if each.offset < 0}
 
 
 def _begin_as_member(consumer: Any, topic: str, begins: Mapping[int, Any]) -> None:

@@ -57,6 +57,16 @@ _LASTING = {
     "_KEY_DESERIALIZATION", "_VALUE_DESERIALIZATION", "_READ_ONLY", "_UNDERFLOW", "_INVALID_TYPE", "_FATAL",
     "_INCONSISTENT", "_GAPLESS_GUARANTEE", "_NOT_CONFIGURED", "_FENCED", "_APPLICATION",
 }  # fmt: skip
+_RIGHTS = "this login lacks a right; docs/security.md lists what each role needs"
+_LOGIN = "check KAFKA_SASL_USERNAME, KAFKA_SASL_PASSWORD and KAFKA_SASL_MECHANISM"
+_ADVICE = {
+    "_AUTHENTICATION": _LOGIN,
+    "SASL_AUTHENTICATION_FAILED": _LOGIN,
+    "_SSL": "check KAFKA_SSL_CA_LOCATION, and that the broker's certificate is of this host and in date",
+    "TOPIC_AUTHORIZATION_FAILED": _RIGHTS,
+    "GROUP_AUTHORIZATION_FAILED": _RIGHTS,
+    "CLUSTER_AUTHORIZATION_FAILED": _RIGHTS,
+}
 _KINDS: tuple[tuple[set[str], type[BrokerError]], ...] = (
     (_DENIED, PermissionDenied), (_MISSING, NotFound), (_INVALID, InvalidMessage), (_LATE, DeadlineExceeded),
     (_PASSING, Unavailable), (_LASTING, BrokerError),
@@ -70,6 +80,8 @@ def mapped(error: Any, what: str) -> BrokerError:
     if not hasattr(error, "name"):
         return BrokerError(f"{what}: {error}")
     name, text = error.name(), f"{what}: {error.str()} ({error.name()})"
+    if name in _ADVICE:
+        return PermissionDenied(f"{text}; {_ADVICE[name]}")
     if error.fatal():
         return BrokerError(text)
     for names, kind in _KINDS:

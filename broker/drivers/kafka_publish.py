@@ -65,6 +65,8 @@ class Publisher:
         except Exception as error:
             raise refused(error) from None
         self._address = address
+        # Why it takes nothing any more, however often it is asked; another one may.
+        self.failure: BrokerError | None = None
         self._ended = threading.Event()
         self._thread = threading.Thread(
             target=self._serve, args=(self.client,), name="kafka producer", daemon=True
@@ -85,7 +87,7 @@ class Publisher:
             if error is None:
                 positions[index] = f"{native.partition()}/{native.offset()}"
             else:
-                failed[index] = mapped(error, f"storing in {topic}")
+                failed[index] = self.failure or mapped(error, f"storing in {topic}")
             reported.append(index)
             if len(reported) == expected:
                 _wake(loop, done)
@@ -126,7 +128,7 @@ class Publisher:
                 if error.args[0].name() == "MSG_SIZE_TOO_LARGE":
                     around = sum(len(name) + len(value or b"") for name, value in dict(head).items())
                     return MessageTooLarge(len(data or b"") + around, _MAX_RECORD_BYTES)
-                return mapped(error, f"storing in {topic}")
+                return self.failure or mapped(error, f"storing in {topic}")
             else:
                 return None
         return Closed("the broker was closed")
@@ -140,9 +142,16 @@ class Publisher:
         await asyncio.to_thread(self._thread.join)
 
     def _serve(self, client: Any) -> None:
+        from confluent_kafka import KafkaException
+
         while not self._ended.is_set():
             try:
                 client.poll(0.1)
+            except KafkaException as error:
+                # Raised here is only what ends the client for good; all else goes to its callbacks. Whoever
+                # may not write anywhere meets it at once, and need not know unless something is published.
+                self.failure = mapped(error, f"publishing at {self._address}")
+                log.debug("%s", self.failure)
             except Exception:
                 # What a callback raises comes out here; without this thread no publish would ever return.
                 log.exception("serving the delivery reports of %s failed", self._address)

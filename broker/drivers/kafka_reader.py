@@ -17,22 +17,32 @@ _CALL_S = 10.0
 
 
 class Reader:
-    """Reads the unfinished records of one partition, outside of any group."""
+    """Reads the unfinished records of one partition.
+
+    It never joins the group. Its name is used all the same, because a client asks for the coordinator of
+    whatever name it has, and a login that may look at the group need not have a right to any other.
+    """
 
     def __init__(
-        self, driver: KafkaDriver, topic: str, partition: int, progress: Progress, low: int, high: int
+        self,
+        driver: KafkaDriver,
+        group_id: str,
+        place: tuple[str, int],
+        progress: Progress,
+        low: int,
+        high: int,
     ) -> None:
         from confluent_kafka import Consumer, TopicPartition
 
         self._progress = progress
         self._high = high
-        self._place = (topic, partition)
+        self._place = place
         self._consumer = Consumer(
             driver.consumer_config(
-                "couturier-browse", **{"enable.partition.eof": True, "queued.max.messages.kbytes": 4096}
+                group_id, **{"enable.partition.eof": True, "queued.max.messages.kbytes": 4096}
             )
         )
-        self._consumer.assign([TopicPartition(topic, partition, max(progress.position, low))])
+        self._consumer.assign([TopicPartition(*place, max(progress.position, low))])
 
     def __iter__(self) -> Iterator[Any]:
         deadline = time.monotonic() + _CALL_S
