@@ -64,6 +64,7 @@ def application() -> typer.Typer:
 def main() -> None:
     """Run the command line; every expected error is one line and an exit code."""
     kafka = exits.listen()
+    exits.end_with_reader()
     try:
         application()()
     except (Exception, KeyboardInterrupt) as error:

@@ -27,8 +27,10 @@ def evaluate(classifier: Classifier, dataset: Dataset, limit: int | None = None)
 
 
 def text_report(metrics: Metrics, title: str) -> str:
-    """A plain-text page: headline numbers, class table, groups, confusion matrix."""
+    """A plain-text page: headline numbers, class table, groups if there are any, confusion matrix."""
     m = metrics
+    grouped = [row.name for row in m.groups] != [row.name for row in m.classes]
+    groups = f"group accuracy     {m.group_accuracy:8.2%}   macro F1 {m.group_macro_f1:.4f}"
     lines = [
         title,
         "",
@@ -36,12 +38,12 @@ def text_report(metrics: Metrics, title: str) -> str:
         f" {m.images} images",
         f"top-2 accuracy     {m.top2_accuracy:8.2%}",
         f"balanced accuracy  {m.balanced_accuracy:8.2%}   macro F1 {m.macro_f1:.4f}",
-        f"group accuracy     {m.group_accuracy:8.2%}   macro F1 {m.group_macro_f1:.4f}",
+        *([groups] if grouped else []),
         f"calibration (ECE)  {m.ece:8.4f}   NLL {m.nll:.4f}   Brier {m.brier:.4f}",
         "",
         f"{'class':<14}{'precision':>10}{'recall':>10}{'F1':>10}{'images':>9}",
     ]
-    for row in (*m.classes, None, *m.groups):
+    for row in (*m.classes, *((None, *m.groups) if grouped else ())):
         if row is None:
             lines.append("")
             continue

@@ -265,7 +265,7 @@ class _Export:
         judged = self.result.val if card is None else card
         if judged is None:
             return None
-        split = "held out from the training set" if card is None else "card"
+        split = "held out from the training set" if card is None else "test"
         self.document["metrics_on"] = {"split": split, "images": len(judged), "sha256": judged.sha256}
         self.document["tag_metrics"] = _tag_metrics(classifiers["onnx"], judged)
         if not (judged.labels >= 0).any():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -24,6 +25,7 @@ def file_rows(paths: Iterable[str | os.PathLike[str]]) -> Rows:
     """
     keys: list[str] = []
     refs: list[tuple[ImageStore, str] | DataError] = []
+    others = Counter[str]()
     for path in map(Path, paths):
         if not path.exists():
             raise DataError(f"{path}: no such file or folder")
@@ -31,10 +33,11 @@ def file_rows(paths: Iterable[str | os.PathLike[str]]) -> Rows:
             store = ImageStore(path)
             keys += [readable(str(path / name)) for name in store.names]
             refs += [(store, name) for name in store.names]
+            others += store.others
         else:
             keys.append(readable(str(path)))
             refs.append((FilesBeside(path.parent), path.name))
-    return Rows(tuple(keys), "path", f"{len(keys)} images", StoredPictures(refs))
+    return Rows(tuple(keys), "path", f"{len(keys)} images", StoredPictures(refs), others)
 
 
 def iter_images(paths: Iterable[str | os.PathLike[str]]) -> Iterator[tuple[str, bytes]]:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import re
+import signal
+import sys
 import time
+from typing import NoReturn
 
 FAILED, WRONG_CONFIGURATION, UNAVAILABLE, INTERRUPTED = 1, 78, 69, 130
 # Looked up by name, because importing the classes would cost every command its start-up time.
@@ -51,6 +55,39 @@ def listen() -> KafkaWords:
     logger.filters[:] = [words]
     logger.handlers[:] = [logging.NullHandler()]
     return words
+
+
+class _Output(io.TextIOWrapper):
+    """Standard output that ends the process once nobody reads it, as ``| head`` ends every filter.
+
+    Only here can that be told from a socket whose other end is gone, which must not end anything.
+    """
+
+    def write(self, text: str, /) -> int:
+        try:
+            return super().write(text)
+        except BrokenPipeError:
+            _leave()
+
+    def flush(self) -> None:
+        try:
+            super().flush()
+        except BrokenPipeError:
+            _leave()
+
+
+def _leave() -> NoReturn:
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    signal.raise_signal(signal.SIGPIPE)
+    raise AssertionError("SIGPIPE ends a process")
+
+
+def end_with_reader() -> None:
+    """Make a command end without a word when the reader of its standard output leaves."""
+    stream = sys.stdout
+    # Anything else has been put there by somebody who reads it in another way, such as a test.
+    if stream is sys.__stdout__ and isinstance(stream, io.TextIOWrapper):
+        sys.stdout = _Output(stream.buffer, stream.encoding, stream.errors, None, stream.line_buffering)
 
 
 def exit_code(error: BaseException) -> int | None:

@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,13 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
     """A reader is never sent to a page that does not exist."""
     for target in re.findall(r"\]\((?!https?:|#|mailto:)([^)#]+)", page.read_text()):
         assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_pip_installs_every_extra_that_the_tests_need() -> None:
+    """The README's line for those without uv names all that ``--all-extras`` takes."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    (named,) = re.findall(r"pip install -e '\.\[([\w,]+)\]' --group dev", (ROOT / "README.md").read_text())
+    assert set(named.split(",")) == set(extras)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -301,7 +301,7 @@ def place(overlay: str, request: pytest.FixtureRequest) -> dict[str, str]:
 @pytest.mark.anyio
 async def test_where_nothing_is_counted_the_wait_of_what_is_held_is_the_signal() -> None:
     """Nothing held is no backlog; one message that failed for an hour is none; a queue that waits is."""
-    async with connect("memory://") as broker:
+    async with connect("memory://kubernetes") as broker:
         promises = replace(broker.capabilities, counts=False)
     watch = Watch()
     seen = Observation(WorkerSettings(), watch, cast(Any, None), cast(Any, None), promises)

@@ -36,7 +36,7 @@ def worker(
     ] = None,
     sink: Annotated[str | None, typer.Option(help="Where results go [SINK_URL].")] = None,
     model: Annotated[
-        Path | None, typer.Option(help="A bundle's directory, student or base [COUTURIER_MODEL].")
+        Path | None, typer.Option(help="A bundle's directory, or a shipped one [COUTURIER_MODEL].")
     ] = None,
     engine: Annotated[
         Literal["onnx", "onnx-int8", "openvino", "openvino-int8", "torch"] | None,

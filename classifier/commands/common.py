@@ -17,7 +17,9 @@ FAILED, WRONG_USE, WRONG_CONFIGURATION, INTERRUPTED = 1, 2, 78, 130
 Model = Annotated[
     Path | None,
     typer.Option(
-        "--model", envvar="COUTURIER_MODEL", help="A model bundle's directory, student or base [student]."
+        "--model",
+        envvar="COUTURIER_MODEL",
+        help="A model bundle's directory, or the name of a shipped one [student].",
     ),
 ]
 EngineName = Annotated[

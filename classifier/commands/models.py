@@ -17,14 +17,19 @@ app = typer.Typer(name="models", help="List, show and verify model bundles.", no
 Which = Annotated[
     Path | None,
     typer.Argument(
-        metavar="[MODEL]", envvar="COUTURIER_MODEL", help="A bundle's directory, student or base [student]."
+        metavar="[MODEL]",
+        envvar="COUTURIER_MODEL",
+        help="A bundle's directory, or the name of a shipped one [student].",
     ),
 ]
 
 
 @app.command("list")
 def list_models(as_json: AsJson = False) -> None:
-    """List the shipped models, those in the current directory, and COUTURIER_MODEL."""
+    """List the models at hand.
+
+    The shipped ones, those in the current directory, and COUTURIER_MODEL.
+    """
     with errors():
         import json
 
@@ -62,9 +67,10 @@ def show(model: Which = None, as_json: AsJson = False) -> None:
 
 @app.command("verify")
 def verify(model: Which = None, as_json: AsJson = False) -> None:
-    """Check every file's hash, and the golden images on every engine that is installed.
+    """Prove that a model is whole.
 
-    Exits 1 when anything fails.
+    Checks every file's hash, and the golden images on every engine that is installed. Exits 1 when
+    anything fails.
     """
     with errors():
         import json

@@ -91,7 +91,11 @@ def _open(paths: list[Path], images: Path | None, key: str | None) -> Rows:
     if not tables:
         if images is not None or key is not None:
             wrong_use("--images and --key belong to a table; give a .csv or .parquet file")
-        return file_rows(paths)
+        rows = file_rows(paths)
+        if rows.others:
+            passed = ", ".join(f"{count:,} {suffix}" for suffix, count in sorted(rows.others.items()))
+            typer.echo(f"passed over, neither PNG nor JPEG by name: {passed}", err=True)
+        return rows
     if len(paths) > 1:
         wrong_use(
             f"{tables[0]} is a table, which stands alone; classify the other {len(paths) - 1} by themselves"
@@ -146,6 +150,8 @@ def _tabulate(classifier: Any, rows: Rows, out: Path, details: bool, as_json: bo
 def _require_some(good: int, total: int) -> None:
     from ..errors import DataError
 
+    if not total:
+        raise DataError("no PNG or JPEG file there, by its name")
     if not good:
         raise DataError(f"no image could be classified of {total:,}; PNG and JPEG files are accepted")
 

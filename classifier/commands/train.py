@@ -15,6 +15,7 @@ from .common import INTERRUPTED, AsJson, errors, wrong_use
 from .options import DataChoice, spread
 
 if TYPE_CHECKING:
+    from ..bundle import Manifest
     from ..data import Prepared
     from ..plan import TrainConfig
     from ..training import TrainResult
@@ -53,6 +54,12 @@ class TrainingChoice:
         str, typer.Option(help="Where the body starts: auto, none, or a .safetensors or .pth file.")
     ] = "auto"
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto for the GPU if there is one.")] = "auto"
+    strict: Annotated[
+        bool,
+        typer.Option(
+            "--strict", help="No bundle at all unless int8 is as good as required [a bundle without int8]."
+        ),
+    ] = False
 
     def config(self, prepared: Prepared) -> TrainConfig:
         """The settings for these data; what is left open is decided by rule."""
@@ -122,24 +129,32 @@ def train(
                 if prepared.dropped:
                     prepared.write_dropped(kept := checkpoint.with_name("dropped.csv"))
                     typer.echo(f"every dropped row: {kept}", err=True)
-                _keep_previous(checkpoint, resume)
-            with _stoppable(checkpoint), reporter(ranks.leads) as report:
+            anew = ranks.leads and not resume
+            with _kept_earlier(checkpoint, anew), _stoppable(checkpoint), reporter(ranks.leads) as report:
                 config, val = how.config(prepared), prepared.val
                 result = run(prepared.training, config, architecture, checkpoint, resume, report, val)
             if ranks.leads:
-                _finish(prepared, result, out, "" if data is None else about.named(data), as_json)
+                manifest = _export(prepared, result, out, how.strict)
+                _tell(manifest, result, out, "" if data is None else about.named(data), as_json)
 
 
-def _finish(prepared: Prepared, result: TrainResult, out: Path, source: str, as_json: bool) -> None:
-    """Export, and say what came of it and what to type next."""
-    import json
-
+def _export(prepared: Prepared, result: TrainResult, out: Path, strict: bool) -> Manifest:
+    from ..agreement import Limits
     from ..exporting import ExportConfig, export
 
     settings = ExportConfig(
-        groups=prepared.groups, preprocessing=prepared.preprocessing, facts=prepared.facts
+        groups=prepared.groups,
+        preprocessing=prepared.preprocessing,
+        facts=prepared.facts,
+        limits=Limits(strict=strict),
     )
-    manifest = export(result, prepared.training, out, settings, card=prepared.test).manifest
+    return export(result, prepared.training, out, settings, card=prepared.test).manifest
+
+
+def _tell(manifest: Manifest, result: TrainResult, out: Path, source: str, as_json: bool) -> None:
+    """Say what came of it and what to type next."""
+    import json
+
     if as_json:
         about = {"model": str(out), "name": manifest.name, "hash": manifest.hash, "labels": manifest.labels}
         parts = {key: manifest.raw.get(key) for key in ("metrics", "metrics_on", "tags", "data")}
@@ -180,12 +195,21 @@ def _architecture(text: str) -> Any:
         wrong_use(f"--model {text!r} is neither of {known} nor widths such as 16-32-64")
 
 
-def _keep_previous(checkpoint: Path, resume: bool) -> None:
-    """Hours of an earlier run are not lost to a forgotten --resume."""
-    if checkpoint.exists() and not resume:
-        kept = checkpoint.with_name(f"previous-{checkpoint.name}")
-        checkpoint.replace(kept)
-        typer.echo(f"starting anew; the earlier run's checkpoint is now {kept}", err=True)
+@contextmanager
+def _kept_earlier(checkpoint: Path, anew: bool) -> Iterator[None]:
+    """Hours of an earlier run are not lost to a forgotten --resume, nor to a run that never starts."""
+    if not anew or not checkpoint.exists():
+        yield
+        return
+    kept = checkpoint.with_name(f"previous-{checkpoint.name}")
+    checkpoint.replace(kept)
+    typer.echo(f"starting anew; the earlier run's checkpoint is now {kept}", err=True)
+    try:
+        yield
+    finally:
+        if not checkpoint.exists():
+            kept.replace(checkpoint)
+            typer.echo(f"this run left none; the earlier run's checkpoint is back at {checkpoint}", err=True)
 
 
 @contextmanager

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,6 +28,8 @@ from .twins import digests
 
 _CHUNK = 64  # images decoded by one task: enough to hide the cost of handing them over
 _VERSION = 1  # of the cache's files
+# A set, or what another process makes of one; what a killed one left is told by its age.
+_MADE, _ABANDONED_S = re.compile(r"[0-9a-f]{32}(\.\d+)?"), 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +83,11 @@ def decode_rows(
     if int(np.prod(shape)) <= options.memory_bytes:
         return _fill(np.empty(shape, np.uint8), pictures, rows, spec, report)
     directory = _cache(options) / _key(pictures, rows, spec)
-    if not directory.exists():
+    if directory.exists():
+        os.utime(directory)
+    else:
+        # Beside them the parts of the split, which are as large again.
+        _make_room(directory.parent, 2 * int(np.prod(shape)), options.cache_bytes)
         _decode_to(directory, shape, pictures, rows, spec, report)
     return _stored(directory)
 
@@ -151,6 +159,27 @@ def _key(pictures: Pictures, rows: Sequence[int], spec: Preprocessing) -> str:
     return sha256(
         json.dumps([_VERSION, pictures.fingerprint(), chosen, spec.to_dict()]).encode()
     ).hexdigest()[:32]
+
+
+def _make_room(cache: Path, needed_bytes: int, limit_bytes: int) -> None:
+    """Remove the sets that were used longest ago, until so much more fits into the limit and on the disk.
+
+    A run that has one of them mapped keeps what it has: the system frees a file when the last has closed it.
+    """
+    if not cache.is_dir():
+        return
+    made = [each for each in cache.iterdir() if _MADE.fullmatch(each.name) and each.is_dir()]
+    found = {each: [file.stat() for file in (each, *each.iterdir())] for each in made}
+    used = {each: max(stat.st_mtime for stat in stats) for each, stats in found.items()}
+    sizes = {each: sum(stat.st_size for stat in stats) for each, stats in found.items()}
+    held = sum(sizes.values())
+    room = min(limit_bytes, held + shutil.disk_usage(cache).free) - needed_bytes
+    for each in sorted(made, key=used.__getitem__):
+        unfinished = bool(each.suffix)
+        abandoned = unfinished and time.time() - used[each] > _ABANDONED_S
+        if abandoned or (held > room and not unfinished):
+            shutil.rmtree(each, ignore_errors=True)
+            held -= sizes[each]
 
 
 def _decode_to(

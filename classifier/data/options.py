@@ -38,6 +38,7 @@ class DataOptions:
         cache: directory for decoded pixels that are too large for memory;
             default ``$XDG_CACHE_HOME/couturier/decoded``.
         memory_bytes: decoded pixels above this go to a file in ``cache``.
+        cache_bytes: what ``cache`` may hold; what was used longest ago makes room for new sets.
     """
 
     images: str | os.PathLike[str] | None = None
@@ -53,6 +54,7 @@ class DataOptions:
     seed: int = 0
     cache: str | os.PathLike[str] | None = None
     memory_bytes: int = 1 << 30
+    cache_bytes: int = 32 << 30
 
     def __post_init__(self) -> None:
         if isinstance(self.tags, str):

@@ -112,7 +112,9 @@ class _Preparation:
         pixels = decode_rows(listing.pictures, rows, spec, self.options, self.report)
         self.problems |= pixels.refused
         if not len(pixels.rows):
-            raise DataError(f"{path}: no image can be used: {self._reasons()}")
+            elsewhere = path is not None and is_table(Path(path)) and self.options.images is None
+            where = "; are they in another folder, or a zip? next: --images FOLDER" if elsewhere else ""
+            raise DataError(f"{path}: no image can be used: {self._reasons()}{where}")
         groups = listing.groups
         if self.options.groups is not None:
             groups = read_groups(Path(self.options.groups), class_names)

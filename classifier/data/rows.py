@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -24,12 +24,14 @@ class Rows:
         keys: what identifies each row, in input order, with the type the table gives it.
         key_name: the column they come from; "row" when they are only counted (from 0), "path" for files.
         how: one line that says where the images are.
+        others: files beside them that are no PNG or JPEG by their names, counted by suffix.
     """
 
     keys: tuple[Any, ...]
     key_name: str
     how: str
     _pictures: Pictures
+    others: Mapping[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.keys)

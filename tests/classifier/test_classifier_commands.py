@@ -7,12 +7,15 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import typer
 from typer.testing import CliRunner, Result
 
 from classifier import DataError, Dataset, iter_images
 from classifier.cli import register
+from classifier.evaluation import text_report
+from classifier.metrics import measure
 
 
 @pytest.fixture
@@ -66,6 +69,17 @@ def test_predict_prints_json_lines(couturier: Any, album: Path) -> None:
     assert rows[1]["reason"] == "not-an-image"
 
 
+def test_predict_says_what_it_passes_over(couturier: Any, album: Path, tmp_path: Path) -> None:
+    """What a folder holds beside its images is counted by suffix, on stderr; an empty folder says so."""
+    for name in ("a.gif", "b.GIF", "notes"):
+        (album / name).write_bytes(b"x")
+    result = couturier("predict", str(album))
+    assert "passed over, neither PNG nor JPEG by name: 2 .gif, 1 .txt, 1 .zip, 1 no suffix" in result.stderr
+    (tmp_path / "empty").mkdir()
+    empty = couturier("predict", str(tmp_path / "empty"))
+    assert (empty.exit_code, empty.stderr) == (1, "error: no PNG or JPEG file there, by its name\n")
+
+
 def test_predict_fails_when_nothing_could_be_classified(couturier: Any, album: Path) -> None:
     """Exit 1, with what is accepted."""
     result = couturier("predict", str(album / "c.jpg"))
@@ -110,6 +124,15 @@ def test_evaluate_prints_a_table(couturier: Any) -> None:
     assert result.exit_code == 0
     for expected in ("accuracy", "95 % interval", "Ankle boot", "Footwear", "confusion", "500 images"):
         assert expected in result.stdout
+
+
+def test_a_model_without_groups_has_one_table() -> None:
+    """Every class is its own group then: a second table of the same rows would say nothing."""
+    labels, names = np.arange(2), ["cat", "dog"]
+    for groups, tables in (({"cat": ["cat"], "dog": ["dog"]}, 1), ({"pet": names}, 2)):
+        shown = text_report(measure(labels, np.eye(2, dtype=np.float32), names, groups), "title")
+        assert ("group accuracy" in shown, "\npet " in shown) == (tables == 2, tables == 2)
+        assert shown.count("\ncat ") == 2  # in the table of classes and in the confusion matrix
 
 
 def test_evaluate_prints_json(couturier: Any) -> None:

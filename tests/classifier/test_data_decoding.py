@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 import struct
 from pathlib import Path
 
@@ -101,6 +102,29 @@ def test_large_sets_live_in_a_file_that_is_used_again(tmp_path: Path) -> None:
     assert again.training.pixels(np.array([5, 1])).shape == (2, 1, 28, 28)
     (place / "3" / "more.png").write_bytes(png(digits()[0][7]))
     assert prepare(place, options).facts["used"] == 201
+
+
+def test_the_cache_is_bounded_and_the_oldest_goes(tmp_path: Path) -> None:
+    """What was used longest ago makes room, what a killed run left goes, and nothing else is touched."""
+    cache = tmp_path / "cache"
+    places = [write_folder(tmp_path / name, 20) for name in ("first", "second", "third")]
+    free = DataOptions(cache=cache, memory_bytes=0)
+    first, second = (prepare(place, free) for place in places[:2])
+    sets = sorted(cache.iterdir(), key=lambda each: each.stat().st_mtime_ns)
+    for age, each in enumerate(reversed(sets), start=1):
+        for file in (*each.iterdir(), each):
+            os.utime(file, (0, age))
+    running, killed = (cache / f"{'0' * 32}.{pid}" for pid in (1, 2))
+    for each in (running, killed, cache / "mine"):
+        each.mkdir()
+    os.utime(killed, (0, 0))
+    assert prepare(places[0], free).training.sha256 == first.training.sha256  # now the last that was used
+    held = sum(file.stat().st_size for each in sets for file in (each, *each.iterdir()))
+    prepare(places[2], DataOptions(cache=cache, memory_bytes=0, cache_bytes=held + 10_000))
+    left = set(cache.iterdir())
+    assert len(left) == 4
+    assert {sets[0], running, cache / "mine"} < left
+    assert second.training.images.sum() > 0  # mapped before, still whole
 
 
 def test_a_damaged_cache_says_what_to_remove(tmp_path: Path) -> None:

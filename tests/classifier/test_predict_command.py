@@ -243,7 +243,7 @@ def test_an_empty_table_and_an_empty_folder_are_failures(couturier: Couturier, s
     assert (result.exit_code, "no rows" in result.stderr) == (1, True)
     (shop / "nothing").mkdir()
     result = couturier("predict", shop / "nothing", "--out", out)
-    assert (result.exit_code, "no image could be classified" in result.stderr) == (1, True)
+    assert (result.exit_code, "no PNG or JPEG file there" in result.stderr) == (1, True)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from classifier import Dataset, load
+from classifier import Dataset, exporting, load
 from classifier.commands import register
 
 QUICK = ("--epochs", "3", "--batch-size", "16", "--model", "4-6-8", "--device", "cpu")
@@ -63,17 +63,6 @@ def test_a_folder_becomes_a_bundle_in_one_command(couturier: Any, folder: Path, 
     assert found["epochs"] == 3
 
 
-def test_a_second_run_keeps_the_checkpoint_of_the_first(couturier: Any, folder: Path, tmp_path: Path) -> None:
-    """A forgotten --resume costs no work; a --resume with other settings is refused and says which."""
-    checkpoint = tmp_path / "training" / "checkpoint.safetensors"
-    checkpoint.parent.mkdir()
-    checkpoint.write_bytes(b"hours of work")
-    broken = couturier("train", folder, "--out", tmp_path, *QUICK, "--weights", tmp_path / "none.pth")
-    assert broken.exit_code == 78
-    assert "none.pth: cannot be read as weights" in broken.stderr
-    assert (checkpoint.parent / "previous-checkpoint.safetensors").read_bytes() == b"hours of work"
-
-
 def test_ctrl_c_keeps_the_last_epoch_and_says_so(
     couturier: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -111,6 +100,33 @@ def test_mistakes_are_explained(
     result = couturier("train", folder, "--out", out, *arguments)
     assert (result.exit_code, said in result.stderr) == (code, True), result.output
     assert not (out / "manifest.json").exists()
+
+
+def test_a_mistake_leaves_the_earlier_run_where_it_was(couturier: Any, folder: Path, tmp_path: Path) -> None:
+    """A run that never starts takes nobody's checkpoint: --resume still finds it."""
+    checkpoint = tmp_path / "out" / "training" / "checkpoint.safetensors"
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.write_bytes(b"hours of work")
+    weights = ("--weights", tmp_path / "none.pth")
+    for code, mistake in ((1, ("--minutes", "0")), (1, ("--device", "warp")), (78, weights)):
+        result = couturier("train", folder, "--out", tmp_path / "out", *mistake)
+        assert (result.exit_code, f"is back at {checkpoint}" in result.stderr) == (code, True)
+        assert checkpoint.read_bytes() == b"hours of work"
+
+
+def test_strict_refuses_what_would_be_written_without_int8(
+    couturier: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the shipped models are exported; both this training and an earlier one are kept."""
+    training = tmp_path / "out" / "training"
+    training.mkdir(parents=True)
+    (training / "checkpoint.safetensors").write_bytes(b"hours of work")
+    monkeypatch.setattr(exporting, "int8_problems", lambda figures, limits: ["too far"])
+    refused = couturier("train", folder, "--out", tmp_path / "out", *QUICK, "--epochs", "1", "--strict")
+    assert (refused.exit_code, "int8 is not good enough (onnx-int8: too far)" in refused.stderr) == (1, True)
+    assert not (tmp_path / "out" / "manifest.json").exists()
+    assert (training / "previous-checkpoint.safetensors").read_bytes() == b"hours of work"
+    assert (training / "checkpoint.safetensors").stat().st_size > 1000
 
 
 def test_options_reach_the_data_and_the_run(torch: Any) -> None:

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from broker import BrokerError, DeadlineExceeded, NotFound, PermissionDenied, Unavailable
+from classifier import validation_set
 from client.errors import StoreError
 from client.exits import exit_code, last_words, listen
+from client.schema import encode_png
 
 FAIL = "FAIL [rdkafka#producer-1] [thrd:h:1/bootstrap]: h:1/bootstrap: refused (after {}ms in state CONNECT)"
 
@@ -70,3 +77,24 @@ def test_the_kafka_client_says_a_thing_once(
     assert len(caplog.records) == 3
     assert words.last == "h:1/bootstrap: refused again"
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("command", [("config", "show"), ("predict", "1.png")], ids=" ".join)
+def test_a_reader_that_leaves_ends_a_command_without_a_word(
+    command: tuple[str, ...], tmp_path: Path, env: dict[str, str]
+) -> None:
+    """As in ``couturier predict photos/ | head -1``: no error, no traceback, the end of every filter."""
+    image = validation_set().images[0]
+    (tmp_path / "1.png").write_bytes(encode_png(image))
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-X", "dev", "-m", "couturier", *command],
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        cwd=tmp_path,
+        env=env,
+        check=False,
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (-signal.SIGPIPE, b"")

@@ -258,7 +258,7 @@ async def test_a_bad_image_takes_no_neighbour_with_it(tmp_path: Path) -> None:
     """Of images that are stored in one go each gets its own answer."""
     good = [ClassifyRequest(image=b"x", id=f"good-{number}") for number in range(3)]
     with Ledger(tmp_path / "ledger.db") as ledger:
-        async with connect("memory://") as broker:
+        async with connect("memory://gateway-faults") as broker:
             await broker.ensure("images", "classifiers")
             too_many = {str(number): "" for number in range(broker.capabilities.max_attributes + 1)}
             bad = ClassifyRequest(image=b"x", id="bad", attributes=too_many)

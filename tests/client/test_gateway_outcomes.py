@@ -25,7 +25,7 @@ PATIENCE_S = 30.0
 
 @pytest.fixture
 async def broker() -> AsyncIterator[Broker]:
-    async with connect("memory://") as broker:
+    async with connect("memory://outcomes") as broker:
         await broker.ensure("images", "classifiers")
         yield broker
 

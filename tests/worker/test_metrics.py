@@ -119,7 +119,10 @@ async def test_counters_equal_the_books(
         for each in pictures[:4]
     ]
     once, always = {each.id for each in good[:7]}, {each.id for each in good[7:10]}
-    async with connect("memory://") as broker, worker(broker, tmp_path / "r.db", lag_interval_s=0.05) as held:
+    async with (
+        connect("memory://counters") as broker,
+        worker(broker, tmp_path / "r.db", lag_interval_s=0.05) as held,
+    ):
         handler, process, urls = held
         await broker.ensure(TOPIC, GROUP)
         sent = [*good, *corrupt, *late]
@@ -211,7 +214,10 @@ async def test_histograms_and_facts_read_as_prometheus_expects(
 ) -> None:
     """Buckets add up, the model is named, and the oldest message has an age."""
     monkeypatch.setenv("COUTURIER_HOME", str(tmp_path))
-    async with connect("memory://") as broker, worker(broker, tmp_path / "r.db", lag_interval_s=0) as held:
+    async with (
+        connect("memory://no-lag") as broker,
+        worker(broker, tmp_path / "r.db", lag_interval_s=0) as held,
+    ):
         handler, process, urls = held
         await broker.ensure(TOPIC, GROUP)
         await broker.publish(TOPIC, [ClassifyRequest(image=each).to_message() for each in pictures[:40]])
