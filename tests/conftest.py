@@ -33,10 +33,3 @@ __all__ = [
 def anyio_backend() -> str:
     """The event loop that the packages are written for."""
     return "asyncio"
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep modules whose fixtures are costly in one process; all other tests go to any."""
-    for item in items:
-        if item.path.parent.name in ("classifier", "tests"):
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))

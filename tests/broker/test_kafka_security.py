@@ -47,7 +47,7 @@ from tests.services import NotInstalledError, give_up
 from tests.services.secured_kafka import SecuredKafka
 
 __all__ = ["env", "run"]
-pytestmark = [pytest.mark.anyio, pytest.mark.kafka, pytest.mark.xdist_group("kafka_security")]
+pytestmark = [pytest.mark.anyio, pytest.mark.kafka]
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "security.md"
 TOPIC, GROUP = "images", "classifiers"

@@ -131,7 +131,6 @@ def test_details_are_further_columns(couturier: Couturier, shop: Path, expected:
     assert "no image 'gone'" in found["error"][2]
 
 
-@pytest.mark.xdist_group("tagged-colour-model")
 def test_tags_are_columns_of_their_own(
     couturier: Couturier, tagged: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -157,7 +156,6 @@ def test_tags_are_columns_of_their_own(
     assert all(tag in printed for tag in answers[0].tags)
 
 
-@pytest.mark.xdist_group("tagged-colour-model")
 def test_a_colour_bundle_with_tags_proves_itself(tagged: tuple[Path, Path]) -> None:
     """Its golden images hold colour pixels and tag probabilities, and this machine gives the same."""
     classifier = Classifier.load(tagged[0])

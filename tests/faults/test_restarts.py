@@ -19,8 +19,6 @@ from .scene import Scene
 from .tables import PostgresTable
 
 # Servers that are restarted are costly to have: one process runs all of these.
-pytestmark = pytest.mark.xdist_group("faults-restarts")
-
 CLEAN_S, KILLED_S = 10.0, 30.0
 
 
