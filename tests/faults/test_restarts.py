@@ -18,7 +18,6 @@ from .pubsub_place import PubsubPlace
 from .scene import Scene
 from .tables import PostgresTable
 
-# Servers that are restarted are costly to have: one process runs all of these.
 CLEAN_S, KILLED_S = 10.0, 30.0
 
 
