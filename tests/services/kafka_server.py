@@ -52,9 +52,6 @@ def properties(ports: dict[str, int], data: str, bind: str = HOST) -> dict[str, 
         "share.coordinator.state.topic.num.partitions": "2",
         "share.coordinator.state.topic.replication.factor": "1",
         "share.coordinator.state.topic.min.isr": "1",
-        # After a crash the controller grants the same broker a new session only when the old one has ended.
-        "broker.session.timeout.ms": "3000",
-        "broker.heartbeat.interval.ms": "500",
         # Groups: join at once, and let a test choose short sessions.
         "group.initial.rebalance.delay.ms": "0",
         "group.min.session.timeout.ms": "1000",
